@@ -1,0 +1,125 @@
+"""`cn-clip VERB --flags`: a table from verb to function. No logic lives here.
+
+A verb's function takes typed arguments or one dataclass: its signature is the flags, its docstring the help
+(read by tyro). Functions are imported only when their verb is called, so that `cn-clip --help` is instant.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import Any, NamedTuple
+
+from cn_clip.errors import UserError
+
+
+class Verb(NamedTuple):
+    """One command: where its function is, and a line of help."""
+
+    target: str  # "module:function"
+    help: str
+
+
+VERBS: dict[str, Verb] = {
+    "data build-lmdb": Verb("cn_clip.data.lmdb:build_lmdb", "TSV images and JSONL texts -> LMDB"),
+    "data check": Verb("cn_clip.data.check:check", "report every problem of a dataset, with file and line"),
+    "data invert": Verb("cn_clip.data.formats:invert", "text -> images annotations to image -> texts"),
+    "data sample": Verb("cn_clip.data.emoji_cn:sample", "write the sample dataset emoji_cn"),
+    "data build-sample": Verb("cn_clip.data.emoji_cn:build", "build emoji_cn afresh from its npm packages"),
+    "train": Verb("cn_clip.train.loop:train", "finetune, or train from scratch"),
+    "extract": Verb("cn_clip.eval.extract:extract", "image and text features of a dataset"),
+    "topk": Verb("cn_clip.eval.knn:topk", "the k nearest images of each text, or texts of each image"),
+    "recall": Verb("cn_clip.eval.recall:recall", "recall@k of predictions, in either direction"),
+    "models": Verb("cn_clip.zoo:models", "the known models, and which of them are on this machine"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line; returns the exit status (0 done, 1 wrong input, 2 wrong usage, 130 stopped)."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return 0
+    if args[0] == "--version":
+        from importlib.metadata import version
+
+        print(f"cn-clip {version('chinese-clip')}")
+        return 0
+    name = next((n for n in (" ".join(args[:2]), args[0]) if n.replace("_", "-") in VERBS), None)
+    if name is None:
+        group = [verb for verb in VERBS if verb.split()[0] == args[0]]
+        if group and (len(args) == 1 or args[1] in ("-h", "--help")):
+            print(_overview(group))
+            return 0
+        print(f"cn-clip: error: no command {' '.join(args[:2])!r}; see cn-clip --help", file=sys.stderr)
+        return 2
+    verb = VERBS[name.replace("_", "-")]
+    try:
+        result = run(verb, args[len(name.split()) :], prog=f"cn-clip {name}")
+    except UserError as error:
+        return _fail(str(error))
+    except (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError) as error:
+        return _fail(f"{error.filename}: {error.strerror}")
+    except KeyboardInterrupt:
+        print("cn-clip: stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return result if isinstance(result, int) and not isinstance(result, bool) else 0
+
+
+def run(verb: Verb, args: Sequence[str], prog: str) -> object:
+    """Parse `args` into the verb's arguments and call its function.
+
+    Raises:
+        SystemExit: wrong usage (status 2), or `--help` (status 0).
+    """
+    import tyro
+
+    return tyro.cli(load(verb), prog=prog, args=clean(args), config=config())
+
+
+def load(verb: Verb) -> Callable[..., Any]:
+    """Import a verb's function."""
+    module, function = verb.target.split(":")
+    target: Callable[..., Any] = getattr(import_module(module), function)
+    return target
+
+
+def config() -> tuple[Any, ...]:
+    """How tyro reads signatures here: `--flag` alone for booleans, a dataclass's fields without a prefix."""
+    import tyro
+
+    return (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
+
+
+def clean(args: Sequence[str]) -> list[str]:
+    """Drop flags with an empty value (`--index=`: not given) and spell `none` as tyro does."""
+    kept: list[str] = []
+    for arg in args:
+        flag, equals, value = arg.partition("=")
+        if arg == "" and kept and kept[-1].startswith("--"):
+            kept.pop()
+        elif flag.startswith("--") and equals:
+            if value != "":
+                kept += [flag, "None" if value.lower() == "none" else value]
+        else:
+            kept.append("None" if arg.lower() == "none" else arg)
+    return kept
+
+
+def _overview(names: Sequence[str] = tuple(VERBS)) -> str:
+    width = max(map(len, VERBS)) + 2
+    rows = "\n".join(f"  {name:{width}}{VERBS[name].help}" for name in names)
+    return (
+        "usage: cn-clip COMMAND [--flags]\n\nChinese CLIP: train, run and search a Chinese image-text model.\n\n"
+        f"commands:\n{rows}\n\ncn-clip COMMAND --help lists a command's flags."
+    )
+
+
+def _fail(message: str) -> int:
+    print(f"cn-clip: error: {' '.join(message.split())}", file=sys.stderr)
+    return 1

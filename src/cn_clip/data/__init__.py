@@ -1,0 +1,1 @@
+"""Datasets: the documented formats, checks, loaders, and the sample dataset."""
