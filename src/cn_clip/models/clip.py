@@ -1,0 +1,82 @@
+"""CLIP: an image tower and a text tower into one space (Radford et al. 2021; Yang et al. 2022)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cn_clip.config import ModelConfig
+from cn_clip.models.bert import Bert
+from cn_clip.models.resnet import ModifiedResNet
+from cn_clip.models.vit import VisionTransformer
+
+MAX_LOGIT_SCALE = math.log(100)  # Radford et al. 2021, section 2.5: logits are never scaled by more than 100
+
+
+class CLIP(nn.Module):
+    """Both towers; built from a `ModelConfig`, randomly initialised, in float32 and training mode.
+
+    Attributes:
+        config: the architecture.
+        visual, bert, text_projection, logit_scale: the published names of the parameters.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        width, embed_dim = config.text.text_hidden_size, config.vision.embed_dim
+        # Parameters in the order of the published checkpoints: optimizer states go by position.
+        self.text_projection = nn.Parameter(torch.randn(width, embed_dim) * width**-0.5)
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        tower = ModifiedResNet if config.vision.is_resnet else VisionTransformer
+        self.visual: ModifiedResNet | VisionTransformer = tower(config.vision)
+        self.bert = Bert(config.text)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the weights."""
+        return self.visual.conv1.weight.dtype
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Trade time for memory in training: activations inside blocks are computed again when needed."""
+        self.visual.set_grad_checkpointing(enable)
+        self.bert.set_grad_checkpointing(enable)
+
+    def encode_image(self, image: Tensor, mask_ratio: float = 0) -> Tensor:
+        """image: float [N, 3, R, R], preprocessed -> features [N, embed_dim], not normalised.
+
+        `mask_ratio` of a ViT's patches are left out at random (FLIP; training only); a ResNet ignores it.
+        """
+        return self.visual(image.to(self.dtype), mask_ratio)
+
+    def encode_text(self, text: Tensor) -> Tensor:
+        """text: int64 [N, L] from `tokenize`, padded with 0 -> features [N, embed_dim], not normalised."""
+        return self.bert(text) @ self.text_projection
+
+    def forward(
+        self, image: Tensor | None, text: Tensor | None, mask_ratio: float = 0
+    ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
+        """Both given: unit image features, unit text features, and the factor of the logits (exp of
+        `logit_scale`). One given, the other None: that one's features, not normalised.
+
+        Raises:
+            ValueError: both are None.
+        """
+        if image is None:
+            if text is None:
+                raise ValueError("image and text cannot both be None")
+            return self.encode_text(text)
+        if text is None:
+            return self.encode_image(image, mask_ratio)
+        image_features = F.normalize(self.encode_image(image, mask_ratio), dim=-1)
+        text_features = F.normalize(self.encode_text(text), dim=-1)
+        return image_features, text_features, self.logit_scale.exp()
+
+    def get_similarity(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosine similarities times the learnt factor: logits per image [N, M], and per text [M, N]."""
+        image_features, text_features, scale = self(image, text)
+        logits_per_image = scale * image_features @ text_features.t()
+        return logits_per_image, logits_per_image.t()

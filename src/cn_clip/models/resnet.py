@@ -1,0 +1,117 @@
+"""OpenAI CLIP's ModifiedResNet (Radford et al. 2021, section 2.4): three-convolution stem, anti-aliased
+strides (an average pool before each), and attention pooling instead of an average at the end."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from cn_clip.config import VisionConfig
+
+
+class Bottleneck(nn.Module):
+    """1×1, 3×3, (average pool), 1×1, with a residual connection; output has 4 × `planes` channels."""
+
+    expansion = 4
+
+    def __init__(self, inplanes: int, planes: int, stride: int) -> None:
+        super().__init__()
+        out = planes * self.expansion
+        self.conv1 = nn.Conv2d(inplanes, planes, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(planes)
+        self.conv2 = nn.Conv2d(planes, planes, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(planes)
+        self.avgpool = nn.AvgPool2d(stride) if stride > 1 else nn.Identity()
+        self.conv3 = nn.Conv2d(planes, out, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(out)
+        self.downsample: nn.Module | None = None
+        if stride > 1 or inplanes != out:
+            layers: OrderedDict[str, nn.Module] = OrderedDict()
+            layers["-1"] = nn.AvgPool2d(stride)
+            layers["0"] = nn.Conv2d(inplanes, out, 1, bias=False)
+            layers["1"] = nn.BatchNorm2d(out)
+            self.downsample = nn.Sequential(layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, inplanes, H, W] -> [N, 4 · planes, H / stride, W / stride]."""
+        identity = x if self.downsample is None else self.downsample(x)
+        x = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        x = F.relu(self.bn2(self.conv2(x)), inplace=True)
+        x = self.bn3(self.conv3(self.avgpool(x)))
+        return F.relu(x + identity, inplace=True)
+
+
+class AttentionPool(nn.Module):
+    """The mean of the feature map attends to the map; only its output is computed."""
+
+    def __init__(self, grid: int, width: int, heads: int, output_dim: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.positional_embedding = nn.Parameter(torch.randn(grid**2 + 1, width) / width**0.5)
+        self.k_proj = nn.Linear(width, width)
+        self.q_proj = nn.Linear(width, width)
+        self.v_proj = nn.Linear(width, width)
+        self.c_proj = nn.Linear(width, output_dim)
+        for linear in (self.q_proj, self.k_proj, self.v_proj, self.c_proj):
+            nn.init.normal_(linear.weight, std=width**-0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, width, H, W] -> [N, output_dim]."""
+        x = x.flatten(2).transpose(1, 2)
+        x = torch.cat([x.mean(dim=1, keepdim=True), x], dim=1)
+        x = x + self.positional_embedding.to(x.dtype)
+        q, k, v = self.q_proj(x[:, :1]), self.k_proj(x), self.v_proj(x)
+        n = x.shape[0]
+        q, k, v = (t.reshape(n, t.shape[1], self.heads, -1).transpose(1, 2) for t in (q, k, v))
+        out = F.scaled_dot_product_attention(q, k, v)
+        return self.c_proj(out.transpose(1, 2).reshape(n, -1))
+
+
+class ModifiedResNet(nn.Module):
+    """Stem, four stages, attention pooling."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        assert not isinstance(config.vision_layers, int)
+        width = config.vision_width
+        self.grad_checkpointing = False
+        self.conv1 = nn.Conv2d(3, width // 2, kernel_size=3, stride=2, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width // 2)
+        self.conv2 = nn.Conv2d(width // 2, width // 2, kernel_size=3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width // 2)
+        self.conv3 = nn.Conv2d(width // 2, width, kernel_size=3, padding=1, bias=False)
+        self.bn3 = nn.BatchNorm2d(width)
+        self.avgpool = nn.AvgPool2d(2)
+        inplanes = width
+        for i, blocks in enumerate(config.vision_layers):
+            planes = width * 2**i
+            stage = [Bottleneck(inplanes, planes, stride=1 if i == 0 else 2)]
+            inplanes = planes * Bottleneck.expansion
+            stage += [Bottleneck(inplanes, planes, stride=1) for _ in range(1, blocks)]
+            # A residual branch that starts at zero makes each block the identity at first.
+            for block in stage:
+                nn.init.zeros_(block.bn3.weight)
+            setattr(self, f"layer{i + 1}", nn.Sequential(*stage))
+        self.attnpool = AttentionPool(config.image_resolution // 32, inplanes, config.heads, config.embed_dim)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute stages in the backward pass instead of keeping their activations."""
+        self.grad_checkpointing = enable
+
+    def forward(self, image: Tensor, mask_ratio: float = 0.0) -> Tensor:
+        """image: [N, 3, H, W] -> [N, embed_dim]. `mask_ratio` has no meaning for convolutions: ignored."""
+        x = image
+        for i in (1, 2, 3):
+            x = F.relu(getattr(self, f"bn{i}")(getattr(self, f"conv{i}")(x)), inplace=True)
+        x = self.avgpool(x)
+        for i in (1, 2, 3, 4):
+            stage = getattr(self, f"layer{i}")
+            if self.grad_checkpointing and self.training:
+                x = checkpoint(stage, x, use_reentrant=False)
+            else:
+                x = stage(x)
+        return self.attnpool(x)
