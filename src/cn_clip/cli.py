@@ -115,7 +115,8 @@ def _overview(names: Sequence[str] = tuple(VERBS)) -> str:
     width = max(map(len, VERBS)) + 2
     rows = "\n".join(f"  {name:{width}}{VERBS[name].help}" for name in names)
     return (
-        "usage: cn-clip COMMAND [--flags]\n\nChinese CLIP: train, run and search a Chinese image-text model.\n\n"
+        "usage: cn-clip COMMAND [--flags]\n\n"
+        "Chinese CLIP: train, run and search a Chinese image-text model.\n\n"
         f"commands:\n{rows}\n\ncn-clip COMMAND --help lists a command's flags."
     )
 

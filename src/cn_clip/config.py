@@ -22,8 +22,8 @@ CONTEXT_LENGTH = (
 class VisionConfig:
     """The image tower: a ViT where `vision_layers` is a number, a ModifiedResNet where it is four.
 
-    `vision_width` is the ViT's width or the ResNet's stem width; heads are `width / vision_head_width` (of the
-    ResNet's attention pooling: `32 * width / vision_head_width`).
+    `vision_width` is the ViT's width or the ResNet's stem width; a ViT has `width / vision_head_width` heads,
+    a ResNet's attention pooling `32 * width / vision_head_width`.
     """
 
     embed_dim: int
@@ -152,9 +152,7 @@ def _vision(values: dict[str, Any], where: str) -> VisionConfig:
     config = _build(VisionConfig, {**values, "vision_layers": _layers(values, where)}, where)
     if config.is_resnet:
         if config.image_resolution % 32 or config.vision_width % 2:
-            raise UserError(
-                f"{where}: a ResNet needs image_resolution divisible by 32 and an even vision_width"
-            )
+            raise UserError(f"{where}: a ResNet needs a resolution divisible by 32 and an even width")
     elif not config.vision_patch_size:
         raise UserError(f"{where}: a ViT needs vision_patch_size")
     elif config.vision_width % config.vision_head_width:

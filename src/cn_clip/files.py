@@ -31,7 +31,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         if temporary.is_dir():
             _replace_directory(temporary, path)
         else:
-            os.replace(temporary, path)
+            temporary.replace(path)
     except OSError as error:
         raise _as_user_error(error, path) from error
     finally:
@@ -46,22 +46,21 @@ def atomic_open(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[An
         UserError: as `atomic_path`.
     """
     text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
-    with atomic_path(path) as temporary:
-        with open(temporary, mode, **text) as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
+    with atomic_path(path) as temporary, open(temporary, mode, **text) as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _replace_directory(new: Path, path: Path) -> None:
     old = path.with_name(f".{path.name}.{os.getpid()}.old")
     if path.exists():
-        os.replace(path, old)
+        path.replace(old)
     try:
-        os.replace(new, path)
+        new.replace(path)
     except OSError:
         if old.exists():
-            os.replace(old, path)
+            old.replace(path)
         raise
     _remove(old)
 

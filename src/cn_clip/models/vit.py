@@ -31,7 +31,7 @@ class SelfAttention(nn.Module):
         self.out_proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor, queries: int | None = None) -> Tensor:
-        """x: [N, L, width]; the attention of the first `queries` tokens (all, if None): [N, queries, width]."""
+        """x: [N, L, width] -> what the first `queries` tokens (all, if None) attend to: [N, queries, width]."""
         n, length, width = x.shape
         if queries is None or queries >= length:
             queries = length
@@ -90,7 +90,8 @@ class VisionTransformer(nn.Module):
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         width, patch = config.vision_width, config.vision_patch_size
-        assert patch is not None and isinstance(config.vision_layers, int)
+        assert patch is not None
+        assert isinstance(config.vision_layers, int)
         grid = config.image_resolution // patch
         scale = width**-0.5
         self.grid_size = (grid, grid)

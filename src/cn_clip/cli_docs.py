@@ -1,0 +1,167 @@
+"""The command reference, written from the code: `python -m cn_clip.cli_docs docs/cli.md` (`--check` compares).
+
+A verb's page is read from the help that `cn-clip VERB --help` prints, so it cannot say anything else.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from io import StringIO
+from pathlib import Path
+from typing import NamedTuple
+
+from cn_clip.cli import VERBS, Verb, run
+from cn_clip.errors import UserError
+from cn_clip.files import atomic_open
+
+WIDTH = "2000"  # columns: no line of help wraps, whatever the terminal
+HEAD = """# Commands
+
+<!-- Written by `make docs` from the code. Change the functions and their docstrings, not this page. -->
+
+`cn-clip VERB --flags`, or `python -m cn_clip VERB --flags`. In a flag's name `-` and `_` are interchangeable,
+`--flag value` and `--flag=value` too; an empty value (`--flag=`) means not given. A flag without a value is
+a switch: off until it is given.
+Exit status: 0 done, 1 wrong input (one line on standard error), 2 wrong usage, 130 stopped by Ctrl-C.
+"""
+
+
+class Argument(NamedTuple):
+    """One row of a verb's help."""
+
+    names: tuple[str, ...]  # ("--top-k",); empty for a positional argument
+    value: str  # "INT", "{t2i,i2t}"; empty for a switch
+    default: str  # "" where the argument is required
+    help: str
+
+
+def arguments(name: str) -> list[Argument]:
+    """The arguments of the verb `name`, in the order of its help, without `--help`."""
+    return [row for row in _parse(help_text(name))[1] if "--help" not in row.names]
+
+
+def help_text(name: str) -> str:
+    """What `cn-clip NAME --help` prints: plain text, one line an argument, no colour."""
+    output = StringIO()
+    with _environment(COLUMNS=WIDTH, NO_COLOR="1", FORCE_COLOR=None), redirect_stdout(output):
+        try:
+            run(VERBS[name], ["--help"], prog=f"cn-clip {name}")
+        except SystemExit:
+            pass  # argparse's way to end `--help`
+    return output.getvalue()
+
+
+def render() -> str:
+    """The whole page."""
+    contents = "\n".join(
+        f"- [`cn-clip {name}`](#{_anchor(name)}): {verb.help}" for name, verb in VERBS.items()
+    )
+    return "\n".join([HEAD, contents, "", *(_section(name, verb) for name, verb in VERBS.items())])
+
+
+def main(argv: list[str] | None = None) -> int:
+    """`FILE` writes the page; `--check FILE` exits 1, with one line, if the file differs from the code."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    check = "--check" in args
+    files = [arg for arg in args if arg != "--check"]
+    if len(files) != 1:
+        print("usage: python -m cn_clip.cli_docs [--check] docs/cli.md", file=sys.stderr)
+        return 2
+    path, page = Path(files[0]), render()
+    if not check:
+        try:
+            with atomic_open(path) as file:
+                file.write(page)
+        except UserError as error:
+            print(f"cli_docs: {error}", file=sys.stderr)
+            return 1
+        return 0
+    if not path.is_file() or path.read_text(encoding="utf-8") != page:
+        print(f"cli_docs: {path} is not what the code says: run make docs", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _section(name: str, verb: Verb) -> str:
+    description, rows = _parse(help_text(name))
+    rows = [row for row in rows if "--help" not in row.names]
+    positional = " ".join(row.value for row in rows if not row.names)
+    required = " ".join(f"{row.names[-1]} {row.value}" for row in rows if row.names and not row.default)
+    usage = " ".join(part for part in ("cn-clip", name, positional, required, "[--flags]") if part)
+    lines = [f"## cn-clip {name}", "", description or verb.help, "", "```text", usage, "```", ""]
+    if rows:
+        lines += ["| argument | value | default | |", "|---|---|---|---|"]
+        lines += [_row(row) for row in rows]
+        lines += [""]
+    return "\n".join(lines)
+
+
+def _row(row: Argument) -> str:
+    names = ", ".join(f"`{name}`" for name in row.names) or "(positional)"
+    default = f"`{row.default}`" if row.default else "required"
+    value = f"`{row.value}`" if row.value else ""
+    return "| " + " | ".join(_cell(cell) for cell in (names, value, default, row.help)) + " |"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+
+
+def _anchor(name: str) -> str:
+    return f"cn-clip-{name}".replace(" ", "-")
+
+
+def _parse(text: str) -> tuple[str, list[Argument]]:
+    """Description and arguments of a help text: rows `  --flag VALUE  help (default: x)`, or help below."""
+    description: list[str] = []
+    rows: list[list[str]] = []  # [flags and value, help]
+    in_groups = False
+    for line in text.splitlines()[1:]:  # the first is "usage: …"
+        line = re.sub(r"[│╭╮╰╯]|[─-]{5,}", " ", line).rstrip()  # the boxes around a group
+        plain = line.strip()
+        in_groups = in_groups or plain in ("options", "positional arguments")
+        if not in_groups:
+            description.append(line.strip())
+        elif match := re.match(r" {1,3}(-\S.*?|[A-Z{\[]\S*.*?)(?: {2,}(.*))?$", line):
+            rows.append([match[1], match[2] or ""])
+        elif rows and plain and line.startswith("    "):
+            rows[-1][1] += f" {plain}"
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(description).strip()), [_argument(*row) for row in rows]
+
+
+def _argument(left: str, right: str) -> Argument:
+    names = tuple(re.findall(r"(?:^|(?<=, ))--?[a-z][\w-]*", left))
+    value = left.split(", ")[-1].removeprefix(names[-1]).strip() if names else left
+    value = value.replace("{None}|", "").replace("|{None}", "")
+    default = re.search(r"\(default: (.*?)\)$", right.removesuffix(" (repeatable)").strip())
+    text = re.sub(r" ?\((default: .*?|required|repeatable|optional)\)$", "", right).strip()
+    shown = default[1] if default else "" if "(required)" in right else "none"
+    if not value:
+        shown = "off"  # a switch: off until it is given
+    return Argument(names, value, {"None": "none"}.get(shown, shown), text)
+
+
+@contextmanager
+def _environment(**values: str | None) -> Iterator[None]:
+    before = {key: os.environ.get(key) for key in values}
+    _set(values)
+    try:
+        yield
+    finally:
+        _set(before)
+
+
+def _set(values: dict[str, str | None]) -> None:
+    for key, value in values.items():
+        if value is None:
+            os.environ.pop(key, None)
+        else:
+            os.environ[key] = value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

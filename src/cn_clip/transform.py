@@ -1,0 +1,107 @@
+"""The one image path: decode, resize, normalise. Pillow and numpy only; the same values as the reference's.
+
+A picture is resized to a square with Pillow's bicubic filter (no crop), then converted to RGB (in that order:
+it matters for palette and transparent pictures), scaled to [0, 1] and normalised.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+
+from cn_clip.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MEAN = (0.48145466, 0.4578275, 0.40821073)  # of OpenAI CLIP's training images
+STD = (0.26862954, 0.26130258, 0.27577711)
+MAX_PIXELS = 89_478_485  # Pillow's own threshold: 256 MB of RGB
+_MEAN = np.array(MEAN, dtype=np.float32)[:, None, None]
+_STD = np.array(STD, dtype=np.float32)[:, None, None]
+
+
+def decode_image(data: bytes | str | os.PathLike[str], where: str | None = None) -> Image.Image:
+    """Decode a whole picture (an animation's first frame) from bytes or a file.
+
+    A 16-bit grey picture is scaled to 8 bits, where the reference's conversion would turn it white.
+
+    Args:
+        data: an encoded picture, or a path.
+        where: how an error names the picture ("imgs.tsv:12: image 345"); the path if None.
+
+    Raises:
+        UserError: empty, truncated, not a picture, or over `MAX_PIXELS`.
+    """
+    if isinstance(data, (bytes, bytearray, memoryview)):
+        where, source = where or "image", io.BytesIO(data)
+    else:
+        where, source = where or str(data), io.BytesIO(_read(data, where or str(data)))
+    if source.getbuffer().nbytes == 0:
+        raise UserError(f"{where}: the image is empty (0 bytes)")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of bombs and odd metadata: both are checked here
+            image = Image.open(source)
+            if image.width * image.height > MAX_PIXELS:
+                raise UserError(
+                    f"{where}: {image.width}×{image.height} pixels are over the limit of {MAX_PIXELS:,}; "
+                    "make the image smaller"
+                )
+            image.load()
+    except UserError:
+        raise
+    except UnidentifiedImageError:
+        raise UserError(f"{where}: not an image in a known format") from None
+    except Image.DecompressionBombError as error:
+        raise UserError(f"{where}: {error}") from None
+    except Exception as error:  # a decoder may raise nearly anything on broken data
+        raise UserError(f"{where}: cannot decode the image: {error}") from None
+    if image.mode.startswith("I"):
+        return Image.fromarray((np.asarray(image, dtype=np.int64) >> 8).clip(0, 255).astype(np.uint8))
+    return image
+
+
+def _read(path: str | os.PathLike[str], where: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f"{where}: cannot read the image: {error.strerror}") from None
+
+
+def resize(image: Image.Image, size: int) -> npt.NDArray[np.uint8]:
+    """A picture of any mode -> uint8 [size, size, 3]."""
+    image = image.resize((size, size), Image.Resampling.BICUBIC).convert("RGB")
+    return np.asarray(image)
+
+
+def normalise(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    """uint8 [..., H, W, 3] -> float32 [..., 3, H, W] with the training images' mean and deviation."""
+    planes = np.moveaxis(pixels, -1, -3).astype(np.float32)
+    planes /= 255
+    planes -= _MEAN
+    planes /= _STD
+    return planes
+
+
+class ImageTransform:
+    """A PIL picture -> float32 tensor [3, size, size]; `preprocess` of the documented API."""
+
+    def __init__(self, size: int = 224) -> None:
+        self.size = size
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """Resize, convert to RGB, normalise."""
+        import torch
+
+        return torch.from_numpy(np.ascontiguousarray(normalise(resize(image, self.size))))
+
+    def __repr__(self) -> str:
+        return f"ImageTransform(size={self.size})"
