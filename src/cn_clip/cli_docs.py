@@ -1,20 +1,21 @@
-"""The command reference, written from the code: `python -m cn_clip.cli_docs docs/cli.md` (`--check` compares).
+"""The command reference, from the code: `python -m cn_clip.cli_docs docs/cli.md` (`--check` compares).
 
 A verb's page is read from the help that `cn-clip VERB --help` prints, so it cannot say anything else.
 """
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from io import StringIO
 from pathlib import Path
 from typing import NamedTuple
 
-from cn_clip.cli import VERBS, Verb, run
+from cn_clip.cli import VERBS, Verb, load, run
 from cn_clip.errors import UserError
 from cn_clip.files import atomic_open
 
@@ -41,17 +42,15 @@ class Argument(NamedTuple):
 
 def arguments(name: str) -> list[Argument]:
     """The arguments of the verb `name`, in the order of its help, without `--help`."""
-    return [row for row in _parse(help_text(name))[1] if "--help" not in row.names]
+    return _parse(help_text(name))
 
 
 def help_text(name: str) -> str:
     """What `cn-clip NAME --help` prints: plain text, one line an argument, no colour."""
     output = StringIO()
-    with _environment(COLUMNS=WIDTH, NO_COLOR="1", FORCE_COLOR=None), redirect_stdout(output):
-        try:
-            run(VERBS[name], ["--help"], prog=f"cn-clip {name}")
-        except SystemExit:
-            pass  # argparse's way to end `--help`
+    plain = _environment(COLUMNS=WIDTH, NO_COLOR="1", FORCE_COLOR=None)
+    with plain, redirect_stdout(output), suppress(SystemExit):  # the way `--help` ends
+        run(VERBS[name], ["--help"], prog=f"cn-clip {name}")
     return output.getvalue()
 
 
@@ -87,12 +86,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _section(name: str, verb: Verb) -> str:
-    description, rows = _parse(help_text(name))
-    rows = [row for row in rows if "--help" not in row.names]
+    rows = arguments(name)
     positional = " ".join(row.value for row in rows if not row.names)
     required = " ".join(f"{row.names[-1]} {row.value}" for row in rows if row.names and not row.default)
     usage = " ".join(part for part in ("cn-clip", name, positional, required, "[--flags]") if part)
-    lines = [f"## cn-clip {name}", "", description or verb.help, "", "```text", usage, "```", ""]
+    lines = [f"## cn-clip {name}", "", _description(verb), "", "```text", usage, "```", ""]
     if rows:
         lines += ["| argument | value | default | |", "|---|---|---|---|"]
         lines += [_row(row) for row in rows]
@@ -115,22 +113,26 @@ def _anchor(name: str) -> str:
     return f"cn-clip-{name}".replace(" ", "-")
 
 
-def _parse(text: str) -> tuple[str, list[Argument]]:
-    """Description and arguments of a help text: rows `  --flag VALUE  help (default: x)`, or help below."""
-    description: list[str] = []
+def _description(verb: Verb) -> str:
+    """The function's docstring down to its sections, a paragraph a line."""
+    text = re.split(r"\n(?:Args|Returns|Raises|Example):\n", inspect.getdoc(load(verb)) or verb.help)[0]
+    paragraphs = re.split(r"\n{2,}", text.strip())
+    return "\n\n".join(p if p.startswith(("- ", "    ")) else " ".join(p.split()) for p in paragraphs)
+
+
+def _parse(text: str) -> list[Argument]:
+    """The rows of a help text: `  --flag VALUE  help (default: x)`, the help perhaps on the next lines."""
     rows: list[list[str]] = []  # [flags and value, help]
     in_groups = False
-    for line in text.splitlines()[1:]:  # the first is "usage: …"
-        line = re.sub(r"[│╭╮╰╯]|[─-]{5,}", " ", line).rstrip()  # the boxes around a group
+    for line in text.splitlines():
+        line = re.sub(r"[│╭╮╰╯─]|-{5,}", " ", line).rstrip()  # the boxes around a group
         plain = line.strip()
         in_groups = in_groups or plain in ("options", "positional arguments")
-        if not in_groups:
-            description.append(line.strip())
-        elif match := re.match(r" {1,3}(-\S.*?|[A-Z{\[]\S*.*?)(?: {2,}(.*))?$", line):
+        if in_groups and (match := re.match(r" {1,3}(-\S.*?|[A-Z{\[]\S*.*?)(?: {2,}(.*))?$", line)):
             rows.append([match[1], match[2] or ""])
         elif rows and plain and line.startswith("    "):
             rows[-1][1] += f" {plain}"
-    return re.sub(r"\n{3,}", "\n\n", "\n".join(description).strip()), [_argument(*row) for row in rows]
+    return [row for row in (_argument(*row) for row in rows) if "--help" not in row.names]
 
 
 def _argument(left: str, right: str) -> Argument:
