@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,12 +10,18 @@ from torch.utils.checkpoint import checkpoint
 from cn_clip.config import VisionConfig
 
 
-class QuickGELU(nn.Module):
-    """x · sigmoid(1.702 x), the approximation of GELU that CLIP was trained with."""
+class MLP(nn.Module):
+    """Four times wider and back, with QuickGELU: x · sigmoid(1.702 x), the GELU that CLIP was trained with."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.c_fc = nn.Linear(width, 4 * width)
+        self.c_proj = nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Elementwise; any shape."""
-        return x * torch.sigmoid(1.702 * x)
+        """[N, L, width] -> the same shape."""
+        x = self.c_fc(x)
+        return self.c_proj(x * torch.sigmoid(1.702 * x))
 
 
 class SelfAttention(nn.Module):
@@ -31,7 +35,7 @@ class SelfAttention(nn.Module):
         self.out_proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor, queries: int | None = None) -> Tensor:
-        """x: [N, L, width] -> what the first `queries` tokens (all, if None) attend to: [N, queries, width]."""
+        """x: [N, L, width] -> what the first `queries` tokens (all, if None) see: [N, queries, width]."""
         n, length, width = x.shape
         if queries is None or queries >= length:
             queries = length
@@ -51,11 +55,7 @@ class Block(nn.Module):
         super().__init__()
         self.attn = SelfAttention(width, heads)
         self.ln_1 = nn.LayerNorm(width)
-        self.mlp = nn.Sequential(
-            OrderedDict(
-                c_fc=nn.Linear(width, 4 * width), gelu=QuickGELU(), c_proj=nn.Linear(4 * width, width)
-            )
-        )
+        self.mlp = MLP(width)
         self.ln_2 = nn.LayerNorm(width)
 
     def forward(self, x: Tensor, queries: int | None = None) -> Tensor:
@@ -70,7 +70,7 @@ class Transformer(nn.Module):
     def __init__(self, width: int, layers: int, heads: int) -> None:
         super().__init__()
         self.grad_checkpointing = False
-        self.resblocks = nn.Sequential(*(Block(width, heads) for _ in range(layers)))
+        self.resblocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [N, L, width] -> class token [N, width]; the last block computes nothing for other tokens."""
@@ -108,6 +108,7 @@ class VisionTransformer(nn.Module):
         # OpenAI CLIP's initialisation: residual branches shrink with depth.
         residual = width**-0.5 * (2 * layers) ** -0.5
         for block in self.transformer.resblocks:
+            assert isinstance(block, Block)
             nn.init.normal_(block.attn.in_proj_weight, std=width**-0.5)
             nn.init.normal_(block.attn.out_proj.weight, std=residual)
             nn.init.zeros_(block.attn.out_proj.bias)

@@ -1,0 +1,319 @@
+"""The only reader and writer of weights. Nothing in a file is executed: tensors and plain values are all it may hold.
+
+Keys are those of the published checkpoints (`visual.…`, `bert.…`, `text_projection`, `logit_scale`). A file read
+may carry `module.` before them, a BERT pooler, or flash-attention names; `read_checkpoint` returns them plain.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import pickle
+import zipfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cn_clip.config import TEXT_MODELS, VISION_MODELS, ModelConfig
+from cn_clip.errors import UserError
+from cn_clip.files import atomic_path
+from cn_clip.models.clip import CLIP
+
+
+@dataclass
+class Checkpoint:
+    """What a file of weights holds.
+
+    Attributes:
+        path: where it was read from.
+        state_dict: tensors under the published names, in the precision of the file.
+        config: the architecture, in files of ours; None in others.
+        rest: everything else in the file (`epoch`, `step`, `optimizer`, …); empty for bare weights.
+    """
+
+    path: Path
+    state_dict: dict[str, Tensor]
+    config: ModelConfig | None
+    rest: dict[str, Any]
+
+
+def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+    """Read a `.pt` (published layout, ours, or a bare state dict) or `.safetensors` file, memory-mapped.
+
+    Raises:
+        UserError: missing, truncated, not a file of weights, or one that would run code.
+    """
+    path = Path(path)
+    content = _read(path)
+    weights = content.get("state_dict", content)
+    if (
+        not isinstance(weights, dict)
+        or not weights
+        or not all(isinstance(v, Tensor) for v in weights.values())
+    ):
+        keys = ", ".join(map(str, list(content)[:5])) or "nothing"
+        raise UserError(f"{path}: not a checkpoint: expected a state_dict of tensors, found {keys}")
+    rest = {k: v for k, v in content.items() if k != "state_dict"} if weights is not content else {}
+    flat = rest.get("model_config")
+    config = ModelConfig.from_dict(flat, where=str(path)) if isinstance(flat, dict) else None
+    return Checkpoint(path, plain_names(weights), config, rest)
+
+
+def write_checkpoint(path: str | os.PathLike[str], content: dict[str, Any]) -> None:
+    """`torch.save` under a temporary name, then rename: a reader sees the old file or the whole new one.
+
+    Raises:
+        UserError: the disk is full, or the folder cannot be written.
+    """
+    with atomic_path(path) as temporary:
+        try:
+            with open(temporary, "wb") as file:
+                torch.save(content, file)
+                file.flush()
+                os.fsync(file.fileno())
+        except RuntimeError as error:  # torch's zip writer hides the operating system's error
+            raise UserError(f"{path}: cannot write the checkpoint (is the disk full?): {error}") from None
+
+
+def plain_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """State dict under the published names: no `module.`, no pooler, no flash-attention names."""
+    plain: dict[str, Tensor] = {}
+    for key, value in weights.items():
+        key = key.removeprefix("module.")
+        if key.startswith("bert.pooler."):
+            continue
+        head, _, kind = key.rpartition(".")
+        if head.endswith("attn.Wqkv"):
+            plain[f"{head.removesuffix('.Wqkv')}.in_proj_{kind}"] = value
+        elif head.endswith("attention.self.Wqkv"):
+            for name, part in zip(("query", "key", "value"), value.chunk(3), strict=True):
+                plain[f"{head.removesuffix('.Wqkv')}.{name}.{kind}"] = part
+        elif head.endswith("attention.self.out_proj"):
+            plain[f"{head.removesuffix('self.out_proj')}output.dense.{kind}"] = value
+        else:
+            plain[key] = value
+    return plain
+
+
+def load_model(
+    checkpoint: Checkpoint, config: ModelConfig | None = None, dtype: torch.dtype = torch.float32
+) -> CLIP:
+    """A model in eval mode with the checkpoint's weights as they are, in `dtype`.
+
+    Args:
+        checkpoint: as read.
+        config: the architecture; None takes the checkpoint's own, or tells it from the tensors' shapes.
+            At another `image_resolution`, position embeddings are interpolated.
+
+    Raises:
+        UserError: weights of another architecture; the line says which keys differ.
+    """
+    config = config or checkpoint.config or infer_config(checkpoint)
+    with torch.device("meta"):
+        model = CLIP(config)
+    load_weights(model, checkpoint.state_dict, str(checkpoint.path), dtype)
+    return model.eval()
+
+
+def load_weights(
+    model: CLIP, weights: dict[str, Tensor], where: str, dtype: torch.dtype | None = None
+) -> None:
+    """Give a model all its weights, replacing its tensors; `dtype` None keeps the model's precision.
+
+    Raises:
+        UserError: keys or shapes differ.
+    """
+    weights = resize_positions(weights, model)
+    own = model.state_dict()
+    missing = [key for key in own if key not in weights]
+    unexpected = [key for key in weights if key not in own]
+    shapes = [
+        f"{key} is {list(weights[key].shape)}, not {list(tensor.shape)}"
+        for key, tensor in own.items()
+        if key in weights and weights[key].shape != tensor.shape
+    ]
+    differences = (("missing", missing), ("unexpected", unexpected), ("other shapes", shapes))
+    if any(found for _, found in differences):
+        text = "; ".join(f"{kind} ({len(found)}): {_some(found)}" for kind, found in differences if found)
+        raise UserError(f"{where}: weights of another architecture: {text}")
+    converted = {
+        key: value.to(dtype or own[key].dtype) if value.is_floating_point() else value
+        for key, value in weights.items()
+    }
+    # Meta tensors cannot be copied into; real ones (maybe already in an optimizer) must be.
+    model.load_state_dict(converted, assign=any(t.is_meta for t in own.values()))
+
+
+def load_towers(model: CLIP, clip_path: str | None, bert_path: str | None) -> str:
+    """Start the image tower from OpenAI CLIP's weights, the text tower from BERT's; the rest stays as it is.
+
+    Returns:
+        A line that says how many of each tower's tensors were found, and names those that were not.
+
+    Raises:
+        UserError: a file holds nothing for its tower, or tensors of other shapes.
+    """
+    report = []
+    for path, prefix, extra in ((clip_path, "visual.", {"logit_scale"}), (bert_path, "bert.", set[str]())):
+        if not path:
+            continue
+        weights = read_checkpoint(path).state_dict
+        weights = {k.replace(".gamma", ".weight").replace(".beta", ".bias"): v for k, v in weights.items()}
+        weights = {k: v for k, v in weights.items() if k.startswith(prefix) or k in extra}
+        weights = resize_positions(weights, model)
+        own = {k: v for k, v in model.state_dict().items() if k.startswith(prefix) or k in extra}
+        found = {k: v.to(own[k].dtype) for k, v in weights.items() if k in own}
+        wrong = [k for k, v in found.items() if v.shape != own[k].shape]
+        if not found or wrong:
+            why = f"other shapes: {_some(wrong)}" if wrong else f"no tensor named {prefix}…"
+            raise UserError(f"{path}: cannot start the {prefix[:-1]} tower from this file: {why}")
+        model.load_state_dict(found, strict=False)
+        absent = [k for k in own if k not in found]
+        left = f", not in the file: {_some(absent)}" if absent else ""
+        report.append(f"{path}: {len(found)} of {len(own)} tensors of {prefix[:-1]}{left}")
+    return "; ".join(report)
+
+
+def resize_positions(weights: dict[str, Tensor], model: CLIP) -> dict[str, Tensor]:
+    """Interpolate the image tower's position embeddings to the model's grid: bicubic, corners aligned."""
+    resized = dict(weights)
+    for key in ("visual.positional_embedding", "visual.attnpool.positional_embedding"):
+        own = model.state_dict().get(key)
+        old = weights.get(key)
+        if own is None or old is None or own.shape == old.shape or own.shape[1:] != old.shape[1:]:
+            continue
+        grid, new = math.isqrt(len(old) - 1), math.isqrt(len(own) - 1)
+        if grid * grid != len(old) - 1:
+            continue
+        patches = old[1:].float().reshape(1, grid, grid, -1).permute(0, 3, 1, 2)
+        patches = F.interpolate(patches, size=(new, new), mode="bicubic", align_corners=True)
+        patches = patches.permute(0, 2, 3, 1).reshape(new * new, -1).to(old.dtype)
+        resized[key] = torch.cat([old[:1], patches])
+    return resized
+
+
+def infer_config(checkpoint: Checkpoint) -> ModelConfig:
+    """Tell the architecture from the shapes of a published checkpoint's tensors.
+
+    Raises:
+        UserError: not Chinese-CLIP weights, or towers whose number of heads the shapes do not tell.
+    """
+    w = checkpoint.state_dict
+    try:
+        vision = _infer_vision(w)
+        words = w["bert.embeddings.word_embeddings.weight"]
+        text: dict[str, Any] = {
+            "vocab_size": words.shape[0],
+            "text_hidden_size": words.shape[1],
+            "text_num_hidden_layers": _count(w, "bert.encoder.layer."),
+            "text_num_attention_heads": words.shape[1] // 64,
+            "text_intermediate_size": w["bert.encoder.layer.0.intermediate.dense.weight"].shape[0],
+            "text_max_position_embeddings": w["bert.embeddings.position_embeddings.weight"].shape[0],
+            "text_type_vocab_size": w["bert.embeddings.token_type_embeddings.weight"].shape[0],
+        }
+    except (KeyError, IndexError, TypeError) as error:
+        raise UserError(
+            f"{checkpoint.path}: not a Chinese-CLIP checkpoint: no {error.args[0]}; it has {_some(list(w))}"
+        ) from None
+    widths = {known.get("vision_width") for known in VISION_MODELS.values()}
+    hidden = {known.get("text_hidden_size", 768) for known in TEXT_MODELS.values()}
+    if vision["vision_width"] not in widths or text["text_hidden_size"] not in hidden:
+        raise UserError(
+            f"{checkpoint.path}: not a built-in architecture, and the file does not describe its own: "
+            "give vision_model_name and text_model_name (names or JSON files)"
+        )
+    return ModelConfig.from_dict({**vision, **text}, where=str(checkpoint.path))
+
+
+def _infer_vision(w: dict[str, Tensor]) -> dict[str, Any]:
+    conv = w["visual.conv1.weight"]
+    embed_dim = w["text_projection"].shape[1]
+    if "visual.attnpool.positional_embedding" in w:
+        return {
+            "embed_dim": embed_dim,
+            "image_resolution": 32 * math.isqrt(len(w["visual.attnpool.positional_embedding"]) - 1),
+            "vision_layers": [_count(w, f"visual.layer{i}.") for i in (1, 2, 3, 4)],
+            "vision_width": 2 * conv.shape[0],
+        }
+    patch, width = conv.shape[-1], conv.shape[0]
+    heads = {known["vision_width"]: known.get("vision_head_width", 64) for known in VISION_MODELS.values()}
+    return {
+        "embed_dim": embed_dim,
+        "image_resolution": patch * math.isqrt(len(w["visual.positional_embedding"]) - 1),
+        "vision_layers": _count(w, "visual.transformer.resblocks."),
+        "vision_width": width,
+        "vision_patch_size": patch,
+        "vision_head_width": heads.get(width, 64),
+    }
+
+
+def _count(keys: Iterable[str], prefix: str) -> int:
+    """How many numbered modules there are under `prefix`."""
+    return len({key.removeprefix(prefix).split(".")[0] for key in keys if key.startswith(prefix)})
+
+
+def _some(names: list[str], most: int = 3) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise UserError(f"{path}: no such checkpoint file")
+    if path.stat().st_size == 0:
+        raise UserError(f"{path}: the file is empty (0 bytes)")
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    zipped = zipfile.is_zipfile(path)
+    if zipped and any("/code/" in name for name in zipfile.ZipFile(path).namelist()):
+        raise UserError(
+            f"{path}: a TorchScript archive is a program, not weights; use the same model's Hugging Face or "
+            "safetensors form"
+        )
+    try:
+        with torch.serialization.safe_globals(_numpy_scalars()):
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except pickle.UnpicklingError as error:
+        reason = str(error)
+        if "Unsupported global" in reason or "Unsupported class" in reason or "Unsupported operand" in reason:
+            raise UserError(
+                f"{path}: refused: the file holds more than weights, and reading the rest could run code"
+            ) from None
+        raise UserError(f"{path}: not a checkpoint, or a damaged one") from None
+    except (RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, OSError):
+        raise UserError(f"{path}: truncated or damaged, or not a checkpoint; copy it again") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: not a checkpoint: expected a dictionary, found {type(content).__name__}")
+    return content
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return dict(load_file(path))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{path}: not a safetensors file, or a damaged one: {error}") from None
+
+
+def _numpy_scalars() -> list[Any]:
+    """The reference's schedule leaves NumPy numbers in its optimizer states: admit those, and nothing else."""
+    import _codecs
+
+    import numpy as np
+
+    core = getattr(np, "_core", None) or np.core
+    scalar = core.multiarray.scalar
+    dtypes = [type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64)]
+    return [
+        (scalar, "numpy.core.multiarray.scalar"),
+        (scalar, "numpy._core.multiarray.scalar"),
+        np.dtype,
+        _codecs.encode,
+        *dtypes,
+    ]
