@@ -23,7 +23,7 @@ class Verb(NamedTuple):
 
 
 VERBS: dict[str, Verb] = {
-    "data build-lmdb": Verb("cn_clip.data.lmdb:build_lmdb", "TSV images and JSONL texts -> LMDB"),
+    "data build-lmdb": Verb("cn_clip.data.build_lmdb:build_lmdb", "TSV images and JSONL texts -> LMDB"),
     "data check": Verb("cn_clip.data.check:check", "report every problem of a dataset, with file and line"),
     "data invert": Verb("cn_clip.data.formats:invert", "text -> images annotations to image -> texts"),
     "data sample": Verb("cn_clip.data.emoji_cn:sample", "write the sample dataset emoji_cn"),
