@@ -35,6 +35,7 @@ def timm_augment(size: int) -> Callable[[Image.Image, int], Tensor]:
     """
     try:
         from timm.data import create_transform
+        from torchvision.transforms import Compose
     except ImportError:
         raise MissingExtra("timm and torchvision", "train", "--use-augment") from None
     pipeline = create_transform(
@@ -47,18 +48,14 @@ def timm_augment(size: int) -> Callable[[Image.Image, int], Tensor]:
         mean=MEAN,
         std=STD,
     ).transforms
-    # The last three are: to tensor, normalise, erase. Policies work on the picture's own mode.
-    before, after = pipeline[:-3], pipeline[-3:]
+    # Crop and flip work on the picture's own mode; the policy, to tensor and normalise (the last 3) on RGB.
+    before, after = Compose(pipeline[:-3]), Compose(pipeline[-3:])
 
     def augment(image: Image.Image, seed: int) -> Tensor:
         random.seed(seed)
         np.random.seed(seed % 2**32)
         torch.manual_seed(seed)
-        for step in before:
-            image = step(image)
-        tensor = image.convert("RGB")
-        for step in after:
-            tensor = step(tensor)
+        tensor: Tensor = after(before(image).convert("RGB"))
         return tensor
 
     return augment

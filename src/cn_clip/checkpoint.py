@@ -1,4 +1,4 @@
-"""The only reader and writer of weights. Nothing in a file is executed: tensors and plain values are all it may hold.
+"""The only reader and writer of weights. Nothing in a file is executed: it may hold tensors and plain values.
 
 Keys are those of the published checkpoints (`visual.…`, `bert.…`, `text_projection`, `logit_scale`). A file read
 may carry `module.` before them, a BERT pooler, or flash-attention names; `read_checkpoint` returns them plain.
@@ -51,11 +51,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     path = Path(path)
     content = _read(path)
     weights = content.get("state_dict", content)
-    if (
-        not isinstance(weights, dict)
-        or not weights
-        or not all(isinstance(v, Tensor) for v in weights.values())
-    ):
+    if not isinstance(weights, dict) or not weights or not all(isinstance(v, Tensor) for v in weights.values()):
         keys = ", ".join(map(str, list(content)[:5])) or "nothing"
         raise UserError(f"{path}: not a checkpoint: expected a state_dict of tensors, found {keys}")
     rest = {k: v for k, v in content.items() if k != "state_dict"} if weights is not content else {}
@@ -120,9 +116,7 @@ def load_model(
     return model.eval()
 
 
-def load_weights(
-    model: CLIP, weights: dict[str, Tensor], where: str, dtype: torch.dtype | None = None
-) -> None:
+def load_weights(model: CLIP, weights: dict[str, Tensor], where: str, dtype: torch.dtype | None = None) -> None:
     """Give a model all its weights, replacing its tensors; `dtype` None keeps the model's precision.
 
     Raises:

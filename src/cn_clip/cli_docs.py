@@ -56,9 +56,7 @@ def help_text(name: str) -> str:
 
 def render() -> str:
     """The whole page."""
-    contents = "\n".join(
-        f"- [`cn-clip {name}`](#{_anchor(name)}): {verb.help}" for name, verb in VERBS.items()
-    )
+    contents = "\n".join(f"- [`cn-clip {name}`](#{_anchor(name)}): {verb.help}" for name, verb in VERBS.items())
     return "\n".join([HEAD, contents, "", *(_section(name, verb) for name, verb in VERBS.items())])
 
 

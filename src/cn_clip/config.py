@@ -13,9 +13,7 @@ from typing import Any
 
 from cn_clip.errors import UserError
 
-CONTEXT_LENGTH = (
-    52  # word pieces of a text, [CLS] and [SEP] included, that the published models were trained with
-)
+CONTEXT_LENGTH = 52  # word pieces of a text, [CLS] and [SEP] included, that the published models were trained with
 
 
 @dataclass(frozen=True)
@@ -196,9 +194,7 @@ def _build(kind: type[Any], values: dict[str, Any], where: str) -> Any:
         raise UserError(f"{where}: {str(error).split('() ')[-1]}") from None
     for name, value in values.items():
         number = float if names[name].type == "float" else int
-        if name in ("vision_layers", "text_hidden_act") or (
-            value is None and "None" in str(names[name].type)
-        ):
+        if name in ("vision_layers", "text_hidden_act") or (value is None and "None" in str(names[name].type)):
             continue
         if isinstance(value, bool) or not isinstance(value, (int, number)) or value < 0:
             raise UserError(f"{where}: {name} must be a number, not {value!r}")

@@ -15,6 +15,4 @@ def progress(
     """`tqdm` on standard error, disabled when that is not a terminal; use as tqdm (`update`, `close`)."""
     from tqdm import tqdm
 
-    return tqdm(
-        iterable, total=total, desc=desc, unit=unit, disable=not sys.stderr.isatty(), dynamic_ncols=True
-    )
+    return tqdm(iterable, total=total, desc=desc, unit=unit, disable=not sys.stderr.isatty(), dynamic_ncols=True)

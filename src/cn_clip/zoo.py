@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import urllib.error
+import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,9 +55,7 @@ def weights_file(name: str, download_root: str | None = None, use_modelscope: bo
         UserError: unknown name, or no connection: the line says which file to put where.
     """
     if name not in MODELS:
-        raise UserError(
-            f"no model {name}: published are {', '.join(MODELS)}; a path must be an existing file"
-        )
+        raise UserError(f"no model {name}: published are {', '.join(MODELS)}; a path must be an existing file")
     model = MODELS[name]
     root = Path(download_root or DOWNLOAD_ROOT).expanduser()
     target = root / model.file
@@ -79,7 +80,11 @@ def weights_file(name: str, download_root: str | None = None, use_modelscope: bo
 
 def _from_hugging_face(repository: str, file: str, root: Path) -> Path:
     from huggingface_hub import hf_hub_download
+    from huggingface_hub.constants import ENDPOINT
 
+    # The hub's client tries for half a minute, a warning each time, before it says that there is no connection.
+    with contextlib.suppress(urllib.error.HTTPError):  # it answers: what it says to the real request counts
+        urllib.request.urlopen(urllib.request.Request(ENDPOINT, method="HEAD"), timeout=10).close()
     return Path(hf_hub_download(repository, filename=file, local_dir=root))
 
 
@@ -102,7 +107,7 @@ def models(download_root: str | None = None) -> None:
     from cn_clip.models.clip import CLIP
 
     root = Path(download_root or DOWNLOAD_ROOT).expanduser()
-    print(f"{'model':14}{'parameters':>12}{'pixels':>8}{'width':>7}  {'weights':28}text tower")
+    print(f"{'model':14}{'parameters':>12}{'pixels':>8}{'width':>7}  {'weights':32} text tower")
     for name, model in MODELS.items():
         with torch.device("meta"):
             count = sum(p.numel() for p in CLIP(model.config).parameters())
@@ -110,6 +115,6 @@ def models(download_root: str | None = None) -> None:
         state = "here" if (root / model.file).is_file() else "not here"
         print(
             f"{name:14}{count:12,}{vision.image_resolution:8}{vision.embed_dim:7}  "
-            f"{f'{model.file} {state}':28}{model.text}"
+            f"{f'{model.file} {state}':32} {model.text}"
         )
     print(f"weights are kept in {root}")

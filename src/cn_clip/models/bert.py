@@ -16,15 +16,20 @@ LAYER_NORM_EPS = 1e-12
 PAD = 0  # id of [PAD]
 
 
+def _embedding(rows: int, width: int, padding_idx: int | None = None) -> nn.Embedding:
+    # Left empty: `Bert` fills it, and drawing numbers on the meta device costs a second of imports.
+    return nn.Embedding(rows, width, padding_idx=padding_idx, _weight=torch.empty(rows, width))
+
+
 class Embeddings(nn.Module):
     """Word + position + token type, normalised."""
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
         width = config.text_hidden_size
-        self.word_embeddings = nn.Embedding(config.vocab_size, width, padding_idx=PAD)
-        self.position_embeddings = nn.Embedding(config.text_max_position_embeddings, width)
-        self.token_type_embeddings = nn.Embedding(config.text_type_vocab_size, width)
+        self.word_embeddings = _embedding(config.vocab_size, width, padding_idx=PAD)
+        self.position_embeddings = _embedding(config.text_max_position_embeddings, width)
+        self.token_type_embeddings = _embedding(config.text_type_vocab_size, width)
         self.LayerNorm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
         self.dropout = nn.Dropout(config.text_hidden_dropout_prob)
 
@@ -138,7 +143,8 @@ class Bert(nn.Module):
         super().__init__()
         self.embeddings = Embeddings(config)
         self.encoder = Encoder(config)
-        self._initialise(config.text_initializer_range)
+        if not self.embeddings.word_embeddings.weight.is_meta:
+            self._initialise(config.text_initializer_range)
 
     def _initialise(self, std: float) -> None:
         for module in self.modules():

@@ -57,7 +57,8 @@ class AttentionPool(nn.Module):
         self.v_proj = nn.Linear(width, width)
         self.c_proj = nn.Linear(width, output_dim)
         for linear in (self.q_proj, self.k_proj, self.v_proj, self.c_proj):
-            nn.init.normal_(linear.weight, std=width**-0.5)
+            if not linear.weight.is_meta:
+                nn.init.normal_(linear.weight, std=width**-0.5)
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, width, H, W] -> [N, output_dim]."""

@@ -102,7 +102,8 @@ class VisionTransformer(nn.Module):
         self.ln_pre = nn.LayerNorm(width)
         self.transformer = Transformer(width, config.vision_layers, config.heads)
         self.ln_post = nn.LayerNorm(width)
-        self._initialise(width, config.vision_layers)
+        if not self.proj.is_meta:
+            self._initialise(width, config.vision_layers)
 
     def _initialise(self, width: int, layers: int) -> None:
         # OpenAI CLIP's initialisation: residual branches shrink with depth.
