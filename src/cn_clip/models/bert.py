@@ -17,7 +17,7 @@ PAD = 0  # id of [PAD]
 
 
 def _embedding(rows: int, width: int, padding_idx: int | None = None) -> nn.Embedding:
-    # Left empty: `Bert` fills it, and drawing numbers on the meta device costs a second of imports.
+    # Left empty: `initialise` fills it, and drawing numbers on the meta device costs a second of imports.
     return nn.Embedding(rows, width, padding_idx=padding_idx, _weight=torch.empty(rows, width))
 
 
@@ -143,10 +143,9 @@ class Bert(nn.Module):
         super().__init__()
         self.embeddings = Embeddings(config)
         self.encoder = Encoder(config)
-        if not self.embeddings.word_embeddings.weight.is_meta:
-            self._initialise(config.text_initializer_range)
 
-    def _initialise(self, std: float) -> None:
+    def initialise(self, std: float) -> None:
+        """Draw the weights: BERT's normal distribution, zero biases."""
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Embedding)):
                 nn.init.normal_(module.weight, std=std)

@@ -29,11 +29,20 @@ class CLIP(nn.Module):
         self.config = config
         width, embed_dim = config.text.text_hidden_size, config.vision.embed_dim
         # Parameters in the order of the published checkpoints: optimizer states go by position.
-        self.text_projection = nn.Parameter(torch.randn(width, embed_dim) * width**-0.5)
-        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        self.text_projection = nn.Parameter(torch.empty(width, embed_dim))
+        self.logit_scale = nn.Parameter(torch.empty(()))
         tower = ModifiedResNet if config.vision.is_resnet else VisionTransformer
         self.visual: ModifiedResNet | VisionTransformer = tower(config.vision)
         self.bert = Bert(config.text)
+        if not self.logit_scale.is_meta:
+            self.initialise()
+
+    def initialise(self) -> None:
+        """Draw all weights from torch's generator."""
+        nn.init.constant_(self.logit_scale, math.log(1 / 0.07))
+        nn.init.normal_(self.text_projection, std=self.config.text.text_hidden_size**-0.5)
+        self.visual.initialise()
+        self.bert.initialise(self.config.text.text_initializer_range)
 
     @property
     def dtype(self) -> torch.dtype:

@@ -51,14 +51,11 @@ class AttentionPool(nn.Module):
     def __init__(self, grid: int, width: int, heads: int, output_dim: int) -> None:
         super().__init__()
         self.heads = heads
-        self.positional_embedding = nn.Parameter(torch.randn(grid**2 + 1, width) / width**0.5)
+        self.positional_embedding = nn.Parameter(torch.empty(grid**2 + 1, width))
         self.k_proj = nn.Linear(width, width)
         self.q_proj = nn.Linear(width, width)
         self.v_proj = nn.Linear(width, width)
         self.c_proj = nn.Linear(width, output_dim)
-        for linear in (self.q_proj, self.k_proj, self.v_proj, self.c_proj):
-            if not linear.weight.is_meta:
-                nn.init.normal_(linear.weight, std=width**-0.5)
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, width, H, W] -> [N, output_dim]."""
@@ -93,11 +90,19 @@ class ModifiedResNet(nn.Module):
             stage = [Bottleneck(inplanes, planes, stride=1 if i == 0 else 2)]
             inplanes = planes * Bottleneck.expansion
             stage += [Bottleneck(inplanes, planes, stride=1) for _ in range(1, blocks)]
-            # A residual branch that starts at zero makes each block the identity at first.
-            for block in stage:
-                nn.init.zeros_(block.bn3.weight)
             setattr(self, f"layer{i + 1}", nn.Sequential(*stage))
         self.attnpool = AttentionPool(config.image_resolution // 32, inplanes, config.heads, config.embed_dim)
+
+    def initialise(self) -> None:
+        """Draw the weights as OpenAI CLIP does; convolutions keep PyTorch's own initialisation."""
+        pool = self.attnpool
+        std = pool.positional_embedding.shape[1] ** -0.5
+        for linear in (pool.q_proj, pool.k_proj, pool.v_proj, pool.c_proj):
+            nn.init.normal_(linear.weight, std=std)
+        nn.init.normal_(pool.positional_embedding, std=std)
+        for module in self.modules():
+            if isinstance(module, Bottleneck):  # a residual branch that starts at zero: the identity at first
+                nn.init.zeros_(module.bn3.weight)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute stages in the backward pass instead of keeping their activations."""

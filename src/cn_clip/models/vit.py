@@ -93,21 +93,21 @@ class VisionTransformer(nn.Module):
         assert patch is not None
         assert isinstance(config.vision_layers, int)
         grid = config.image_resolution // patch
-        scale = width**-0.5
         self.grid_size = (grid, grid)
-        self.class_embedding = nn.Parameter(scale * torch.randn(width))
-        self.positional_embedding = nn.Parameter(scale * torch.randn(grid * grid + 1, width))
-        self.proj = nn.Parameter(scale * torch.randn(width, config.embed_dim))
+        self.class_embedding = nn.Parameter(torch.empty(width))
+        self.positional_embedding = nn.Parameter(torch.empty(grid * grid + 1, width))
+        self.proj = nn.Parameter(torch.empty(width, config.embed_dim))
         self.conv1 = nn.Conv2d(3, width, kernel_size=patch, stride=patch, bias=False)
         self.ln_pre = nn.LayerNorm(width)
         self.transformer = Transformer(width, config.vision_layers, config.heads)
         self.ln_post = nn.LayerNorm(width)
-        if not self.proj.is_meta:
-            self._initialise(width, config.vision_layers)
 
-    def _initialise(self, width: int, layers: int) -> None:
-        # OpenAI CLIP's initialisation: residual branches shrink with depth.
-        residual = width**-0.5 * (2 * layers) ** -0.5
+    def initialise(self) -> None:
+        """Draw the weights as OpenAI CLIP does: residual branches shrink with depth."""
+        width = len(self.class_embedding)
+        for parameter in (self.class_embedding, self.positional_embedding, self.proj):
+            nn.init.normal_(parameter, std=width**-0.5)
+        residual = width**-0.5 * (2 * len(self.transformer.resblocks)) ** -0.5
         for block in self.transformer.resblocks:
             assert isinstance(block, Block)
             nn.init.normal_(block.attn.in_proj_weight, std=width**-0.5)
