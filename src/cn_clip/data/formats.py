@@ -47,6 +47,14 @@ class ImageRow(NamedTuple):
     line: int = 0
 
 
+class LineError(UserError):
+    """What is wrong with a line, as "FILE:LINE: message", and the kind of problem it is."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
 class IdType:
     """Checks that all ids of a dataset are of one type."""
 
@@ -57,18 +65,21 @@ class IdType:
         """Return `value` when it is an id of the type seen so far.
 
         Raises:
-            UserError: not an integer or a non-empty string, or not of the type of the ids before it.
+            LineError: not an integer or a non-empty string, or not of the type of the ids before it.
         """
         if type(value) is not int and type(value) is not str:
-            raise UserError(f"{where}: {field} must be an integer or a string, not {_json_type(value)}")
+            raise LineError(
+                "wrong type", f"{where}: {field} must be an integer or a string, not {_json_type(value)}"
+            )
         if value == "":
-            raise UserError(f"{where}: {field} is an empty string")
+            raise LineError("wrong type", f"{where}: {field} is an empty string")
         if self.type is None:
             self.type = type(value)
         elif type(value) is not self.type:
-            raise UserError(
+            raise LineError(
+                "mixed id types",
                 f"{where}: {field} {value!r} is {_json_type(value)}, but the ids before it are "
-                f"{'integers' if self.type is int else 'strings'}: one dataset has ids of one type"
+                f"{'integers' if self.type is int else 'strings'}: one dataset has ids of one type",
             )
         return value
 
@@ -112,16 +123,14 @@ def parse_json(line: bytes, where: str) -> dict[str, Any]:
     """Read one JSON object.
 
     Raises:
-        UserError: not UTF-8, not JSON, or not an object.
+        LineError: not UTF-8, not JSON, or not an object.
     """
     try:
         value = orjson.loads(line)
     except orjson.JSONDecodeError as error:
-        raise UserError(f"{where}: not a JSON object: {error.msg} (column {error.colno})") from None
+        raise LineError("broken JSON", f"{where}: not JSON: {error.msg} (column {error.colno})") from None
     if not isinstance(value, dict):
-        raise UserError(
-            f'{where}: expected a JSON object such as {{"text_id": …}}, found {_json_type(value)}'
-        )
+        raise LineError("broken JSON", f"{where}: expected a JSON object, found {_json_type(value)}")
     return value
 
 
@@ -129,10 +138,10 @@ def field(row: dict[str, Any], name: str, where: str) -> Any:
     """`row[name]`.
 
     Raises:
-        UserError: there is no such field.
+        LineError: there is no such field.
     """
     if name not in row:
-        raise UserError(f"{where}: field {name!r} is missing (found: {', '.join(row) or 'none'})")
+        raise LineError("missing field", f"{where}: field {name!r} is missing (found: {', '.join(row) or 'none'})")
     return row[name]
 
 
@@ -140,13 +149,13 @@ def parse_text(line: bytes, where: str, ids: IdType, need_image_ids: bool = True
     """Read one line of `{split}_texts.jsonl`.
 
     Raises:
-        UserError: broken JSON, or a field that is missing or of the wrong type.
+        LineError: broken JSON, or a field that is missing or of the wrong type.
     """
     row = parse_json(line, where)
     text_id = ids.check(field(row, "text_id", where), "text_id", where)
     text = field(row, "text", where)
     if not isinstance(text, str):
-        raise UserError(f"{where}: text must be a string, not {_json_type(text)}")
+        raise LineError("wrong type", f"{where}: text must be a string, not {_json_type(text)}")
     if "image_ids" not in row and not need_image_ids:
         return Text(text_id, text, [])
     return Text(text_id, text, _image_ids(row, where, ids))
@@ -156,17 +165,17 @@ def parse_image(line: bytes, where: str) -> ImageRow:
     """Read one line of `{split}_imgs.tsv`; its base64 is not decoded here.
 
     Raises:
-        UserError: not an id, a tab and base64.
+        LineError: not an id, a tab and base64.
     """
     columns = line.split(b"\t")
     if len(columns) != 2:
-        raise UserError(f"{where}: expected an image id, a tab and base64, found {len(columns)} column(s)")
+        raise LineError("broken line", f"{where}: expected ID, tab, base64; found {len(columns)} column(s)")
     try:
         image_id = columns[0].decode("utf-8").strip()
     except UnicodeDecodeError:
-        raise UserError(f"{where}: the image id is not UTF-8 text") from None
+        raise LineError("broken line", f"{where}: the image id is not UTF-8 text") from None
     if not image_id:
-        raise UserError(f"{where}: the image id is empty")
+        raise LineError("broken line", f"{where}: the image id is empty")
     return ImageRow(image_id, columns[1].strip())
 
 
@@ -174,7 +183,7 @@ def read_texts(path: PathLike, need_image_ids: bool = True) -> Iterator[Text]:
     """Stream the lines of a texts file; with `need_image_ids` False a missing `image_ids` means `[]`.
 
     Raises:
-        UserError: a wrong line, as "FILE:LINE: what is wrong".
+        LineError: a wrong line, as "FILE:LINE: what is wrong".
     """
     ids = IdType()
     for number, line in read_lines(path):
@@ -185,7 +194,7 @@ def read_images(path: PathLike) -> Iterator[ImageRow]:
     """Stream the lines of an images file (`row.image_id` is a string, see `parse_id`).
 
     Raises:
-        UserError: a wrong line, as "FILE:LINE: what is wrong".
+        LineError: a wrong line, as "FILE:LINE: what is wrong".
     """
     for number, line in read_lines(path):
         yield parse_image(line, f"{path}:{number}")._replace(line=number)
@@ -232,14 +241,14 @@ def decode_base64(data: bytes, where: str) -> bytes:
     """The bytes of strict base64, in the standard or the url-safe alphabet.
 
     Raises:
-        UserError: another character, or wrong padding; the message starts with `where`.
+        LineError: another character, or wrong padding; the message starts with `where`.
     """
     if b"-" in data or b"_" in data:
         data = data.translate(_URLSAFE)
     try:
         return base64.b64decode(data, validate=True)
     except binascii.Error as error:
-        raise UserError(f"{where}: bad base64: {str(error)[:1].lower()}{str(error)[1:]}") from None
+        raise LineError("bad base64", f"{where}: bad base64: {str(error).lower()}") from None
 
 
 def image_to_base64(image: Image | PathLike | bytes, format: str | None = None) -> str:
@@ -292,7 +301,7 @@ def invert(input: Path) -> None:
 def _image_ids(row: dict[str, Any], where: str, ids: IdType) -> list[Id]:
     image_ids = field(row, "image_ids", where)
     if not isinstance(image_ids, list):
-        raise UserError(f"{where}: image_ids must be a list of ids, not {_json_type(image_ids)}")
+        raise LineError("wrong type", f"{where}: image_ids must be a list of ids, not {_json_type(image_ids)}")
     return [ids.check(image_id, "image id", where) for image_id in image_ids]
 
 
