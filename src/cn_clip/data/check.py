@@ -50,7 +50,11 @@ def check(
         max_problems: how many problems of each kind are shown; all are counted.
         threads: threads that decode images; by default one a core.
     """
-    names = [name.strip() for name in splits.split(",") if name.strip()] or find_splits(data_dir)
+    found = find_splits(data_dir)
+    names = list(dict.fromkeys(name.strip() for name in splits.split(",") if name.strip())) or found
+    unknown = [name for name in names if name not in found]
+    if unknown:
+        raise UserError(f"{data_dir}: no split {unknown[0]!r}; there are {', '.join(found)}")
     report = Report(max_problems)
     checker = _Checker(data_dir, context_length, threads or os.cpu_count() or 1, report)
     with warnings.catch_warnings():
@@ -173,7 +177,10 @@ class _Checker:
             elif line != row.line:
                 repeated += 1
         del modes[""]
-        notes = [f"{count} {mode} (read as RGB)" for mode, count in sorted(modes.items())]
+        notes = [
+            f"{count} {mode} image{'s' * (count > 1)}, which is fine: read as 8-bit RGB, the first frame"
+            for mode, count in sorted(modes.items())
+        ]
         notes += [f"{repeated} pictures that the split holds under another id already"] if repeated else []
         self.report.notes += [f"{split}: {note}" for note in notes]
 
@@ -302,7 +309,7 @@ def _look(row: ImageRow, where: str) -> _Look:
 
 def _unusual(image: Image.Image) -> str:
     if getattr(image, "is_animated", False):
-        return "animated (the first frame counts)"
+        return "animated"
     if image.mode.startswith("I"):
-        return "16-bit images (scaled to 8 bits)"
-    return {"CMYK": "CMYK images", "P": "palette images", "F": "floating-point images"}.get(image.mode, "")
+        return "16-bit"
+    return {"CMYK": "CMYK", "P": "palette", "F": "floating-point"}.get(image.mode, "")
