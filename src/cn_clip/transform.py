@@ -40,7 +40,7 @@ def decode_image(data: bytes | str | os.PathLike[str], where: str | None = None)
     Raises:
         UserError: empty, truncated, not a picture, or over `MAX_PIXELS`.
     """
-    if isinstance(data, (bytes, bytearray, memoryview)):
+    if isinstance(data, bytes):
         where, source = where or "image", io.BytesIO(data)
     else:
         where, source = where or str(data), io.BytesIO(_read(data, where or str(data)))
@@ -84,7 +84,7 @@ def resize(image: Image.Image, size: int) -> npt.NDArray[np.uint8]:
 
 def normalise(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
     """uint8 [..., H, W, 3] -> float32 [..., 3, H, W] with the training images' mean and deviation."""
-    planes = np.moveaxis(pixels, -1, -3).astype(np.float32)
+    planes = np.ascontiguousarray(np.moveaxis(pixels, -1, -3)).astype(np.float32)
     planes /= 255
     planes -= _MEAN
     planes /= _STD
@@ -101,7 +101,7 @@ class ImageTransform:
         """Resize, convert to RGB, normalise."""
         import torch
 
-        return torch.from_numpy(np.ascontiguousarray(normalise(resize(image, self.size))))
+        return torch.from_numpy(normalise(resize(image, self.size)))
 
     def __repr__(self) -> str:
         return f"ImageTransform(size={self.size})"

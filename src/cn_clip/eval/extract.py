@@ -1,0 +1,159 @@
+"""`cn-clip extract`: the image and text features of a dataset.
+
+cn-clip extract --extract-image-feats --extract-text-feats --image-data lmdb/test/imgs --text-data test_texts.jsonl
+    --resume logs/train_clip/checkpoints/epoch_latest.pt
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from cn_clip.config import CONTEXT_LENGTH, DEFAULT_TEXT_MODEL, DEFAULT_VISION_MODEL
+from cn_clip.data.formats import Text, read_texts
+from cn_clip.data.lmdb import LmdbImages
+from cn_clip.encoder import Encoder
+from cn_clip.errors import UserError
+from cn_clip.eval.features import FeatureWriter
+from cn_clip.progress import progress
+from cn_clip.transform import decode_image
+
+
+def extract(
+    extract_image_feats: bool = False,
+    extract_text_feats: bool = False,
+    image_data: Path | None = None,
+    text_data: Path | None = None,
+    image_feat_output_path: Path | None = None,
+    text_feat_output_path: Path | None = None,
+    img_batch_size: int = 64,
+    text_batch_size: int = 64,
+    context_length: int = CONTEXT_LENGTH,
+    resume: str | None = None,
+    precision: Literal["amp", "fp32", "bf16", "fp16"] = "amp",
+    vision_model: str | None = None,
+    text_model: str | None = None,
+    download_root: str | None = None,
+    device: str = "auto",
+    num_workers: int | None = None,
+    debug: bool = False,
+) -> None:
+    """Write the unit vectors of a dataset's images and texts as JSONL.
+
+    Args:
+        extract_image_feats: encode the images of --image-data.
+        extract_text_feats: encode the texts of --text-data.
+        image_data: LMDB folder of images, such as lmdb/test/imgs.
+        text_data: texts, such as test_texts.jsonl.
+        image_feat_output_path: {split}_imgs.img_feat.jsonl beside --text-data by default.
+        text_feat_output_path: {split}_texts.txt_feat.jsonl beside --text-data by default.
+        img_batch_size: images encoded at a time.
+        text_batch_size: texts encoded at a time.
+        context_length: word pieces kept of a text, [CLS] and [SEP] included.
+        resume: checkpoint file, or a published model's name.
+        precision: amp is float32, as it is in the reference's extraction; bf16 and fp16 convert the weights.
+        vision_model: image tower (a name or a JSON file) of a checkpoint that does not describe itself.
+        text_model: its text tower.
+        download_root: where a published model's weights are kept.
+        device: auto takes a GPU where there is one.
+        num_workers: decoding threads.
+        debug: print all parameters.
+    """
+    if debug:
+        print("\n".join(f"  {name}: {value}" for name, value in sorted(locals().items())))
+    if not (extract_image_feats or extract_text_feats):
+        raise UserError("nothing to do: give --extract-image-feats, --extract-text-feats, or both")
+    if resume is None:
+        raise UserError("--resume is missing: which checkpoint (a file, or a published model's name)?")
+    if min(img_batch_size, text_batch_size) < 1:
+        raise UserError("batch sizes must be 1 or more")
+    if extract_image_feats and image_data is None:
+        raise UserError("--image-data is missing: the LMDB folder of images, such as lmdb/test/imgs")
+    if extract_text_feats and text_data is None:
+        raise UserError("--text-data is missing: the texts, such as test_texts.jsonl")
+    names = {}
+    if vision_model or text_model:
+        names["vision_model_name"] = vision_model or DEFAULT_VISION_MODEL
+        names["text_model_name"] = text_model or DEFAULT_TEXT_MODEL
+    encoder = Encoder.load(
+        resume,
+        device,
+        "fp32" if precision == "amp" else precision,
+        download_root=download_root,
+        workers=num_workers,
+        **names,
+    )
+    if extract_text_feats:
+        assert text_data is not None
+        output = text_feat_output_path or _beside(text_data, ".txt_feat.jsonl")
+        count = extract_texts(encoder, text_data, output, text_batch_size, context_length)
+        print(f"{count} text features are stored in {output}")
+    if extract_image_feats:
+        assert image_data is not None
+        if image_feat_output_path is None and text_data is None:
+            raise UserError("--image-feat-output-path is missing (its default lies beside --text-data)")
+        output = image_feat_output_path or _beside(
+            Path(str(text_data).replace("_texts.jsonl", "_imgs.jsonl")), ".img_feat.jsonl"
+        )
+        count = extract_images(encoder, image_data, output, img_batch_size)
+        print(f"{count} image features are stored in {output}")
+
+
+def extract_images(encoder: Encoder, image_data: Path, output: Path, batch_size: int = 64) -> int:
+    """Encode an LMDB's images, in the order of its keys, into a feature file; returns their number.
+
+    Raises:
+        UserError: not such an LMDB, or an image that cannot be decoded (the line has its id).
+    """
+    images = LmdbImages(image_data)
+    ids = images.ids()
+
+    def decoder(image_id: int | str) -> Callable[[], object]:
+        return partial(lambda i: decode_image(images[i], images.where(i)), image_id)
+
+    done = 0
+    with FeatureWriter(output, "image_id") as writer, progress(total=len(ids), desc="images", unit="img") as bar:
+        for vectors in encoder.image_vectors(map(decoder, ids), batch_size):
+            writer.write(ids[done : done + len(vectors)], vectors)
+            done += len(vectors)
+            bar.update(len(vectors))
+    return done
+
+
+def extract_texts(
+    encoder: Encoder, text_data: Path, output: Path, batch_size: int = 64, context_length: int = CONTEXT_LENGTH
+) -> int:
+    """Encode a JSONL file's texts, in its order, into a feature file; returns their number.
+
+    Texts longer than `context_length` lose their end; how many, and the first one's id, is printed.
+
+    Raises:
+        UserError: a line that is not a text (file and line are named).
+    """
+    ids: list[int | str] = []
+
+    def texts() -> Iterator[str]:
+        row: Text
+        for row in read_texts(text_data, need_image_ids=False):
+            ids.append(row.text_id)
+            yield row.text
+
+    done, cut, first = 0, 0, None
+    with FeatureWriter(output, "text_id") as writer, progress(desc="texts", unit="text") as bar:
+        for vectors, tokens in encoder.text_vectors(texts(), batch_size, context_length):
+            window = ids[done : done + len(vectors)]
+            writer.write(window, vectors)
+            if tokens.truncated.any():
+                first = window[int(tokens.truncated.argmax())] if cut == 0 else first
+                cut += int(tokens.truncated.sum())
+            done += len(vectors)
+            bar.update(len(vectors))
+    if cut:
+        print(f"{cut} of {done} texts are longer than {context_length} tokens and were cut (first: {first})")
+    return done
+
+
+def _beside(path: Path, suffix: str) -> Path:
+    return path.with_name(path.name.removesuffix(".jsonl") + suffix)
