@@ -14,6 +14,8 @@ from typing import Any
 from cn_clip.errors import UserError
 
 CONTEXT_LENGTH = 52  # word pieces of a text, [CLS] and [SEP] included, that the published models were trained with
+DEFAULT_VISION_MODEL = "ViT-B-16"  # of the documented scripts
+DEFAULT_TEXT_MODEL = "RoBERTa-wwm-ext-base-chinese"
 
 
 @dataclass(frozen=True)

@@ -60,10 +60,13 @@ def build_split(data_dir: Path, split: str, target: Path) -> tuple[int, int]:
         try:
             images = _write_images(tsv, temporary / "imgs")
             pairs = _write_pairs(jsonl, temporary / "imgs", temporary / "pairs", tsv)
-        except lmdb.DiskError as error:
-            raise OSError(errno.ENOSPC, str(error), str(target)) from None
         except lmdb.Error as error:
-            raise UserError(f"{target}: cannot write the LMDB: {error}") from None
+            # LMDB calls a write that a full disk cut short an input/output error.
+            if isinstance(error, lmdb.DiskError) or shutil.disk_usage(temporary).free < _CHUNK:
+                raise OSError(errno.ENOSPC, str(error), str(target)) from None
+            raise UserError(
+                f"{target}: cannot write the LMDB: {error} (a quota, a limit on file sizes, or a failing disk?)"
+            ) from None
         for name in ("imgs", "pairs"):
             close(target / name)
     return images, pairs

@@ -10,8 +10,6 @@ from torch import Tensor, nn
 
 from cn_clip.errors import UserError
 
-_HALF_KINDS = (nn.Conv2d, nn.Linear, nn.Embedding)
-
 
 class Precision:
     """Autocast, loss scaling and the format of the weights, for `amp`, `bf16`, `fp16` or `fp32`.
@@ -30,7 +28,7 @@ class Precision:
         self.scaler = torch.amp.GradScaler("cuda", enabled=scaled)
 
     def prepare(self, model: nn.Module) -> None:
-        """`fp16`: turn weights into float16 but norms, the class and position embeddings and the logit scale."""
+        """Give the weights their format, before an optimizer sees them."""
         if self.name == "fp16":
             to_half(model)
 
@@ -49,11 +47,7 @@ class Precision:
 
 
 def to_half(model: nn.Module) -> None:
-    """The weights that the documented fp16 training keeps in float16: convolutions, linear layers, projections
-    and the whole text tower."""
-    for name, module in model.named_modules():
-        if isinstance(module, _HALF_KINDS) or name == "bert":
-            module.half()
-        for attribute in ("in_proj_weight", "in_proj_bias", "proj", "text_projection"):
-            if isinstance(parameter := getattr(module, attribute, None), nn.Parameter):
-                parameter.data = parameter.data.half()
+    """Weights and statistics in float16; the logit scale, a single number, keeps its digits."""
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if tensor.is_floating_point() and name != "logit_scale":
+            tensor.data = tensor.data.half()
