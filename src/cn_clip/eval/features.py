@@ -19,6 +19,7 @@ from cn_clip.files import atomic_open
 IdField: TypeAlias = Literal["image_id", "text_id"]
 
 ROWS = 4096  # vectors read, searched and written at a time
+_NOT_FINITE = "the feature has a NaN, an infinity or a number beyond float32: extract it again"
 
 
 class Features(NamedTuple):
@@ -66,9 +67,7 @@ class FeatureWriter:
             raise UserError(f"{self.path}: {len(ids)} ids for features of shape {list(features.shape)}")
         self._width = self._width or features.shape[1]
         if features.shape[1] != self._width:
-            raise UserError(
-                f"{self.path}: features of {features.shape[1]} numbers after ones of {self._width}"
-            )
+            raise UserError(f"{self.path}: features of {features.shape[1]} numbers after ones of {self._width}")
         finite = np.isfinite(features).all(axis=1)
         if not finite.all():
             raise UserError(
@@ -126,7 +125,7 @@ def iter_features(path: PathLike, id_field: IdField | None = None, rows: int = R
         try:
             key = row[name]
             pack(buffer, len(ids) * width * 4, *row["feature"])
-        except (KeyError, TypeError, struct.error, OverflowError):
+        except (KeyError, TypeError, struct.error):
             raise _wrong_feature(row, name, width, f"{path}:{number}") from None
         types.check(key, name, f"{path}:{number}")
         if key in seen:
@@ -150,7 +149,7 @@ def _parse(line: bytes, path: PathLike, number: int) -> dict[str, Any]:
         row = None
     if type(row) is not dict:
         if b"NaN" in line or b"Infinity" in line:
-            raise UserError(f"{path}:{number}: the feature has a NaN or an infinity: extract it again")
+            raise UserError(f"{path}:{number}: {_NOT_FINITE}")
         row = parse_json(line, f"{path}:{number}")
     return row
 
@@ -184,7 +183,7 @@ def _wrong_feature(row: dict[str, Any], id_field: str, width: int, where: str) -
             f"{where}: a feature of {len(row['feature'])} numbers, the first line has {width}: "
             "one file holds the features of one model"
         )
-    wrong = next((v for v in row["feature"] if type(v) not in (int, float)), "a number beyond float32")
+    wrong = next(v for v in row["feature"] if type(v) not in (int, float, bool))
     return UserError(f"{where}: the feature has {wrong!r} in it: expected {width} finite numbers")
 
 
@@ -194,5 +193,5 @@ def _checked(
     finite = np.isfinite(vectors).all(axis=1)
     if not finite.all():
         number = numbers[int(np.argmin(finite))]
-        raise UserError(f"{path}:{number}: the feature has a NaN or an infinity: extract it again")
+        raise UserError(f"{path}:{number}: {_NOT_FINITE}")
     return Features(ids, vectors, id_field)
