@@ -42,7 +42,7 @@ def timm_augment(size: int) -> Callable[[Image.Image, int], Tensor]:
         input_size=size,
         is_training=True,
         scale=(0.9, 1.0),
-        color_jitter=None,
+        color_jitter=None,  # type: ignore[arg-type]
         auto_augment="original",
         interpolation="bicubic",
         mean=MEAN,

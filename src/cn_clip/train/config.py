@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from cn_clip.config import CONTEXT_LENGTH, ModelConfig, model_config
 from cn_clip.errors import UserError
@@ -179,7 +179,7 @@ def resolve(config: TrainConfig) -> TrainConfig:
         "beta2": 0.999 if resnet else 0.98,
         "eps": 1e-8 if resnet else 1e-6,
     }
-    missing = {name: value for name, value in defaults.items() if getattr(config, name) is None}
+    missing: dict[str, Any] = {name: x for name, x in defaults.items() if getattr(config, name) is None}
     return replace(config, augment="timm" if config.use_augment else config.augment, **missing)
 
 

@@ -17,7 +17,8 @@ def param_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     The rule is by name, as documented, because optimizer states in checkpoints go by position: `bn`, `ln`,
     `bias` or `logit_scale` in the name means no decay (so BERT's `LayerNorm.weight` decays).
     """
-    plain, decayed = [], []
+    plain: list[nn.Parameter] = []
+    decayed: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             exempt = any(part in name for part in ("bn", "ln", "bias", "logit_scale"))
@@ -29,9 +30,7 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     """AdamW; one fused kernel a step on CPU and GPU alike."""
     assert config.lr and config.beta1 is not None and config.beta2 is not None and config.eps is not None
     groups = param_groups(model, config.wd)
-    return torch.optim.AdamW(
-        groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True
-    )
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
@@ -44,7 +43,12 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
         {key: group[key] for key in ("fused", "foreach", "capturable", "differentiable")}
         for group in optimizer.param_groups
     ]
-    optimizer.load_state_dict(state)
+    # Copies: the file is memory-mapped, and the optimizer would write into that.
+    moments = {
+        key: {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in values.items()}
+        for key, values in state["state"].items()
+    }
+    optimizer.load_state_dict({"state": moments, "param_groups": state["param_groups"]})
     for group, kernel in zip(optimizer.param_groups, kernels, strict=True):
         group.update(kernel)
 
