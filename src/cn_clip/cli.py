@@ -20,6 +20,7 @@ class Verb(NamedTuple):
 
     target: str  # "module:function"
     help: str
+    defaults: str = ""  # "module:function" of (function, args) -> the same, with other defaults
 
 
 VERBS: dict[str, Verb] = {
@@ -28,7 +29,9 @@ VERBS: dict[str, Verb] = {
     "data invert": Verb("cn_clip.data.formats:invert", "text -> images annotations to image -> texts"),
     "data sample": Verb("cn_clip.data.emoji_cn:sample", "write the sample dataset emoji_cn"),
     "data build-sample": Verb("cn_clip.data.emoji_cn:build", "build emoji_cn afresh from its npm packages"),
-    "train": Verb("cn_clip.train.loop:train", "finetune, or train from scratch"),
+    "train": Verb(
+        "cn_clip.train.loop:train", "finetune, or train from scratch", "cn_clip.train.recipe:with_recipe"
+    ),
     "extract": Verb("cn_clip.eval.extract:extract", "image and text features of a dataset"),
     "topk": Verb("cn_clip.eval.knn:topk", "the k nearest images of each text, or texts of each image"),
     "recall": Verb("cn_clip.eval.recall:recall", "recall@k of predictions, in either direction"),
@@ -79,14 +82,21 @@ def run(verb: Verb, args: Sequence[str], prog: str) -> object:
     """
     import tyro
 
-    return tyro.cli(load(verb), prog=prog, args=clean(args), config=config())
+    function, left = load(verb), clean(args)
+    if verb.defaults:
+        function, left = _import(verb.defaults)(function, left)
+    return tyro.cli(function, prog=prog, args=left, config=config())
 
 
 def load(verb: Verb) -> Callable[..., Any]:
     """Import a verb's function."""
-    module, function = verb.target.split(":")
-    target: Callable[..., Any] = getattr(import_module(module), function)
-    return target
+    return _import(verb.target)
+
+
+def _import(target: str) -> Callable[..., Any]:
+    module, function = target.split(":")
+    found: Callable[..., Any] = getattr(import_module(module), function)
+    return found
 
 
 def config() -> tuple[Any, ...]:

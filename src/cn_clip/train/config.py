@@ -20,6 +20,9 @@ class TrainConfig:
 
     train_data: Path
     """LMDB directory of the training split (written by `cn-clip data build-lmdb`)."""
+    recipe: str | None = None
+    """Python file whose function `config` returns the options of an experiment (FILE:FUNCTION names another
+    function); flags override them."""
     val_data: Path | None = None
     """LMDB directory of the validation split; none: no validation."""
     num_workers: int = 4

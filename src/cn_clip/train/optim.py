@@ -27,10 +27,13 @@ def param_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW; one fused kernel a step on CPU and GPU alike."""
-    assert config.lr and config.beta1 is not None and config.beta2 is not None and config.eps is not None
+    """AdamW; one fused kernel a step, on CPU and GPU alike."""
+    options: dict[str, Any] = {"lr": config.lr, "betas": (config.beta1, config.beta2), "eps": config.eps}
     groups = param_groups(model, config.wd)
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)
+    try:
+        return torch.optim.AdamW(groups, **options, fused=True)
+    except RuntimeError:  # PyTorch before 2.4 has no fused kernel for CPUs
+        return torch.optim.AdamW(groups, **options)
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
