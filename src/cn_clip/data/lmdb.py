@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import pickletools
 import threading
 from collections.abc import Iterator
 from io import BytesIO
@@ -150,6 +151,8 @@ def load_pair(data: bytes, where: str) -> Pair:
         UserError: truncated, malicious, or another value; the message starts with `where`.
     """
     try:
+        if b"r" in data or b"p" in data:
+            _refuse_memory_bomb(data)
         value = _Unpickler(BytesIO(data)).load()
     except Exception as error:  # a broken pickle may raise anything
         raise UserError(f"{where}: not a pickled (image_id, text_id, text): {error}") from None
@@ -158,6 +161,13 @@ def load_pair(data: bytes, where: str) -> Pair:
         if type(text) is str and type(image_id) in (int, str) and type(text_id) in (int, str):
             return value
     raise UserError(f"{where}: expected (image_id, text_id, text), found {type(value).__name__}")
+
+
+def _refuse_memory_bomb(data: bytes) -> None:
+    """A memo slot of any number may be asked for (opcodes r and p), and all slots below it are allocated."""
+    for opcode, slot, _ in pickletools.genops(data):
+        if opcode.name in ("PUT", "LONG_BINPUT") and (slot or 0) > len(data):
+            raise pickle.UnpicklingError(f"it asks for {slot} memo slots")
 
 
 class _Environments:
@@ -221,9 +231,7 @@ def _open(path: Path) -> lmdb.Environment:
     if not file.is_file():
         raise UserError(f"{path}: no {file.name} here; build it with cn-clip data build-lmdb")
     try:
-        environment = lmdb.open(
-            str(path), readonly=True, create=False, lock=False, readahead=False, meminit=False
-        )
+        environment = lmdb.open(str(path), readonly=True, create=False, lock=False, readahead=False, meminit=False)
     except lmdb.Error as error:
         raise UserError(f"{file}: not a readable LMDB file: {error}") from None
     needed = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
