@@ -34,15 +34,23 @@ Exit status: 0 done, 1 wrong input (one line on standard error), 2 wrong usage, 
 class Argument(NamedTuple):
     """One row of a verb's help."""
 
-    names: tuple[str, ...]  # ("--top-k",); empty for a positional argument
+    names: tuple[str, ...]  # ("--top-k",), or ("PREDICTIONS",) for a positional argument
     value: str  # "INT", "{t2i,i2t}"; empty for a switch
     default: str  # "" where the argument is required
     help: str
 
+    @property
+    def flag(self) -> bool:
+        """False for a positional argument."""
+        return self.names[0].startswith("-")
+
 
 def arguments(name: str) -> list[Argument]:
     """The arguments of the verb `name`, in the order of its help, without `--help`."""
-    return _parse(help_text(name))
+    parameters = inspect.signature(load(VERBS[name])).parameters.values()
+    positional = iter([p.name.upper() for p in parameters if p.kind is p.POSITIONAL_ONLY])
+    rows = _parse(help_text(name))
+    return [row if row.names else row._replace(names=(next(positional),)) for row in rows]
 
 
 def help_text(name: str) -> str:
@@ -85,9 +93,12 @@ def main(argv: list[str] | None = None) -> int:
 
 def _section(name: str, verb: Verb) -> str:
     rows = arguments(name)
-    positional = " ".join(row.value for row in rows if not row.names)
-    required = " ".join(f"{row.names[-1]} {row.value}" for row in rows if row.names and not row.default)
-    usage = " ".join(part for part in ("cn-clip", name, positional, required, "[--flags]") if part)
+    usage = " ".join(
+        ["cn-clip", name]
+        + [f"[{row.names[0]}]" if row.default else row.names[0] for row in rows if not row.flag]
+        + [f"{row.names[-1]} {row.value}" for row in rows if row.flag and not row.default]
+        + ["[--flags]"] * any(row.flag and row.default for row in rows)
+    )
     lines = [f"## cn-clip {name}", "", _description(verb), "", "```text", usage, "```", ""]
     if rows:
         lines += ["| argument | value | default | |", "|---|---|---|---|"]
@@ -97,7 +108,7 @@ def _section(name: str, verb: Verb) -> str:
 
 
 def _row(row: Argument) -> str:
-    names = ", ".join(f"`{name}`" for name in row.names) or "(positional)"
+    names = ", ".join(f"`{name}`" for name in row.names)
     default = f"`{row.default}`" if row.default else "required"
     value = f"`{row.value}`" if row.value else ""
     return "| " + " | ".join(_cell(cell) for cell in (names, value, default, row.help)) + " |"
@@ -121,12 +132,15 @@ def _description(verb: Verb) -> str:
 def _parse(text: str) -> list[Argument]:
     """The rows of a help text: `  --flag VALUE  help (default: x)`, the help perhaps on the next lines."""
     rows: list[list[str]] = []  # [flags and value, help]
-    in_groups = False
+    group = ""
     for line in text.splitlines():
         line = re.sub(r"[│╭╮╰╯─]|-{5,}", " ", line).rstrip()  # the boxes around a group
         plain = line.strip()
-        in_groups = in_groups or plain in ("options", "positional arguments")
-        if in_groups and (match := re.match(r" {1,3}(-\S.*?|[A-Z{\[]\S*.*?)(?: {2,}(.*))?$", line)):
+        if plain == "positional arguments" or plain.endswith("options"):
+            group = plain
+        start = r"[A-Z{\[]" if group == "positional arguments" else r"-\S"
+        row = rf" {{1,3}}({start}.*?)(?: {{2,}}(.*))?$"
+        if group and (match := re.match(row, line)):
             rows.append([match[1], match[2] or ""])
         elif rows and plain and line.startswith("    "):
             rows[-1][1] += f" {plain}"
@@ -142,7 +156,7 @@ def _argument(left: str, right: str) -> Argument:
     shown = default[1] if default else "" if "(required)" in right else "none"
     if not value:
         shown = "off"  # a switch: off until it is given
-    return Argument(names, value, {"None": "none"}.get(shown, shown), text)
+    return Argument(names, value, {"None": "none", "''": "none"}.get(shown, shown), text)
 
 
 @contextmanager
