@@ -20,7 +20,6 @@ from PIL import Image
 
 from cn_clip.data.formats import (
     IdType,
-    ImageRow,
     LineError,
     Text,
     decode_base64,
@@ -119,10 +118,11 @@ class Report:
 class _Look(NamedTuple):
     """What decoding one image told."""
 
-    row: ImageRow
-    digest: bytes  # empty when there are no bytes
-    mode: str  # an unusual but readable one, else empty
-    problem: tuple[str, str] | None  # kind, message
+    line: int
+    image_id: str  # empty when the line is broken
+    problem: tuple[str, str] | None = None  # kind, message
+    digest: bytes = b""
+    mode: str = ""  # an unusual but readable one
 
 
 class _Checker:
@@ -155,26 +155,25 @@ class _Checker:
         modes: Counter[str] = Counter()
         repeated = 0
         for look in self._decode(tsv):
-            row = look.row
-            where = f"{tsv}:{row.line}"
-            if row.image_id in images:
-                self.report.add(
-                    "duplicate image id",
-                    f"{where}: image id {row.image_id} stands at line {images[row.image_id]} already",
-                )
+            where = f"{tsv}:{look.line}"
+            if look.image_id in images:
+                first = images[look.image_id]
+                message = f"{where}: image id {look.image_id} stands at line {first} already"
+                self.report.add("duplicate image id", message)
                 continue
-            images[row.image_id] = row.line
+            if look.image_id:
+                images[look.image_id] = look.line
             if look.problem:
                 self.report.add(*look.problem)
                 continue
             modes[look.mode] += 1
-            other, line = self.pictures.setdefault(look.digest, (split, row.line))
+            other, line = self.pictures.setdefault(look.digest, (split, look.line))
             if other != split:
                 self.report.add(
                     "picture in two splits",
-                    f"{where}: image {row.image_id} is the same picture as line {line} of {other}_imgs.tsv",
+                    f"{where}: image {look.image_id} is the same picture as line {line} of {other}_imgs.tsv",
                 )
-            elif line != row.line:
+            elif line != look.line:
                 repeated += 1
         del modes[""]
         notes = [
@@ -192,12 +191,7 @@ class _Checker:
             with progress(total=tsv.stat().st_size, desc=tsv.name, unit="B") as bar:
                 for number, line in read_lines(tsv):
                     bar.update(len(line) + 1)
-                    try:
-                        row = parse_image(line, f"{tsv}:{number}")._replace(line=number)
-                    except LineError as error:
-                        self.report.add(error.kind, str(error))
-                        continue
-                    waiting.append(executor.submit(_look, row, f"{tsv}:{number}"))
+                    waiting.append(executor.submit(_look, line, number, f"{tsv}:{number}"))
                     if len(waiting) > 2 * self.threads:
                         yield waiting.popleft().result()
                 while waiting:
@@ -283,13 +277,14 @@ class _Checker:
             close(path / "pairs")
 
 
-def _look(row: ImageRow, where: str) -> _Look:
-    where = f"{where}: image {row.image_id}"
+def _look(line: bytes, number: int, where: str) -> _Look:
+    image_id = ""
     try:
-        data = decode_base64(row.base64, where)
+        image_id, encoded, _ = parse_image(line, where)
+        where = f"{where}: image {image_id}"
+        data = decode_base64(encoded, where)
     except LineError as error:
-        return _Look(row, b"", "", (error.kind, str(error)))
-    row = row._replace(base64=b"")
+        return _Look(number, image_id, (error.kind, str(error)))
     mode, kind = "", "undecodable image" if data else "zero-byte image"
     try:
         with Image.open(BytesIO(data)) as header:
@@ -303,8 +298,8 @@ def _look(row: ImageRow, where: str) -> _Look:
     try:
         decode_image(data, where)
     except UserError as error:
-        return _Look(row, b"", "", (kind, str(error)))
-    return _Look(row, hashlib.blake2b(data, digest_size=16).digest(), mode, None)
+        return _Look(number, image_id, (kind, str(error)))
+    return _Look(number, image_id, None, hashlib.blake2b(data, digest_size=16).digest(), mode)
 
 
 def _unusual(image: Image.Image) -> str:
