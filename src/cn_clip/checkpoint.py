@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import pickle
+import re
 import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -51,13 +52,17 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     path = Path(path)
     content = _read(path)
     weights = content.get("state_dict", content)
-    if not isinstance(weights, dict) or not weights or not all(isinstance(v, Tensor) for v in weights.values()):
+    named = isinstance(weights, dict) and all(isinstance(key, str) for key in weights)
+    if not named or not weights or not all(isinstance(value, Tensor) for value in weights.values()):
         keys = ", ".join(map(str, list(content)[:5])) or "nothing"
         raise UserError(f"{path}: not a checkpoint: expected a state_dict of tensors, found {keys}")
     rest = {k: v for k, v in content.items() if k != "state_dict"} if weights is not content else {}
     flat = rest.get("model_config")
     config = ModelConfig.from_dict(flat, where=str(path)) if isinstance(flat, dict) else None
-    return Checkpoint(path, plain_names(weights), config, rest)
+    try:
+        return Checkpoint(path, plain_names(weights), config, rest)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 def write_checkpoint(path: str | os.PathLike[str], content: dict[str, Any]) -> None:
@@ -77,7 +82,11 @@ def write_checkpoint(path: str | os.PathLike[str], content: dict[str, Any]) -> N
 
 
 def plain_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """State dict under the published names: no `module.`, no pooler, no flash-attention names."""
+    """State dict under the published names: no `module.`, no pooler, no flash-attention names.
+
+    Raises:
+        ValueError: a flash-attention tensor that does not hold three.
+    """
     plain: dict[str, Tensor] = {}
     for key, value in weights.items():
         key = key.removeprefix("module.")
@@ -87,7 +96,9 @@ def plain_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
         if head.endswith("attn.Wqkv"):
             plain[f"{head.removesuffix('.Wqkv')}.in_proj_{kind}"] = value
         elif head.endswith("attention.self.Wqkv"):
-            for name, part in zip(("query", "key", "value"), value.chunk(3), strict=True):
+            if value.ndim == 0 or len(value) % 3:
+                raise ValueError(f"{key} is {list(value.shape)}: expected query, key and value in one")
+            for name, part in zip(("query", "key", "value"), value.tensor_split(3), strict=True):
                 plain[f"{head.removesuffix('.Wqkv')}.{name}.{kind}"] = part
         elif head.endswith("attention.self.out_proj"):
             plain[f"{head.removesuffix('self.out_proj')}output.dense.{kind}"] = value
@@ -131,9 +142,14 @@ def load_weights(model: CLIP, weights: dict[str, Tensor], where: str, dtype: tor
         for key, tensor in own.items()
         if key in weights and weights[key].shape != tensor.shape
     ]
-    differences = (("missing", missing), ("unexpected", unexpected), ("other shapes", shapes))
-    if any(found for _, found in differences):
-        text = "; ".join(f"{kind} ({len(found)}): {_some(found)}" for kind, found in differences if found)
+    kinds = [
+        f"{key} is {weights[key].dtype}, not {tensor.dtype}"
+        for key, tensor in own.items()
+        if key in weights and weights[key].is_floating_point() != tensor.is_floating_point()
+    ]
+    found = {"missing": missing, "unexpected": unexpected, "other shapes": shapes, "other kinds": kinds}
+    if any(found.values()):
+        text = "; ".join(f"{kind} ({len(keys)}): {_some(keys)}" for kind, keys in found.items() if keys)
         raise UserError(f"{where}: weights of another architecture: {text}")
     converted = {
         key: value.to(dtype or own[key].dtype) if value.is_floating_point() else value
@@ -181,8 +197,8 @@ def resize_positions(weights: dict[str, Tensor], model: CLIP) -> dict[str, Tenso
         old = weights.get(key)
         if own is None or old is None or own.shape == old.shape or own.shape[1:] != old.shape[1:]:
             continue
-        grid, new = math.isqrt(len(old) - 1), math.isqrt(len(own) - 1)
-        if grid * grid != len(old) - 1:
+        grid, new = math.isqrt(max(len(old) - 1, 0)), math.isqrt(len(own) - 1)
+        if grid == 0 or grid * grid != len(old) - 1:
             continue
         patches = old[1:].float().reshape(1, grid, grid, -1).permute(0, 3, 1, 2)
         patches = F.interpolate(patches, size=(new, new), mode="bicubic", align_corners=True)
@@ -210,10 +226,12 @@ def infer_config(checkpoint: Checkpoint) -> ModelConfig:
             "text_max_position_embeddings": w["bert.embeddings.position_embeddings.weight"].shape[0],
             "text_type_vocab_size": w["bert.embeddings.token_type_embeddings.weight"].shape[0],
         }
-    except (KeyError, IndexError, TypeError) as error:
+    except KeyError as error:
         raise UserError(
             f"{checkpoint.path}: not a Chinese-CLIP checkpoint: no {error.args[0]}; it has {_some(list(w))}"
         ) from None
+    except (IndexError, TypeError, ValueError):  # a tensor with fewer dimensions, or none of its rows
+        raise UserError(f"{checkpoint.path}: not a Chinese-CLIP checkpoint: tensors of odd shapes") from None
     widths = {known.get("vision_width") for known in VISION_MODELS.values()}
     hidden = {known.get("text_hidden_size", 768) for known in TEXT_MODELS.values()}
     if vision["vision_width"] not in widths or text["text_hidden_size"] not in hidden:
@@ -257,32 +275,54 @@ def _some(names: list[str], most: int = 3) -> str:
 
 def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise UserError(f"{path}: no such checkpoint file")
+        raise UserError(f"{path}: {'a folder, not a' if path.is_dir() else 'no such'} checkpoint file")
     if path.stat().st_size == 0:
         raise UserError(f"{path}: the file is empty (0 bytes)")
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
-    zipped = zipfile.is_zipfile(path)
-    if zipped and any("/code/" in name for name in zipfile.ZipFile(path).namelist()):
-        raise UserError(
-            f"{path}: a TorchScript archive is a program, not weights; use the same model's Hugging Face or "
-            "safetensors form"
-        )
+    zipped = _check_container(path)
     try:
         with torch.serialization.safe_globals(_numpy_scalars()):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
-        reason = str(error)
-        if "Unsupported global" in reason or "Unsupported class" in reason or "Unsupported operand" in reason:
+        # The unpickler's words for a class or function outside its list, and for one on its black list.
+        if re.search("unsupported (global|class)", str(error), re.IGNORECASE):
             raise UserError(
                 f"{path}: refused: the file holds more than weights, and reading the rest could run code"
             ) from None
-        raise UserError(f"{path}: not a checkpoint, or a damaged one") from None
-    except (RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, OSError):
+        raise UserError(f"{path}: not a checkpoint, or a damaged one; copy it again") from None
+    except Exception:  # on damaged bytes the unpickler may raise nearly anything
         raise UserError(f"{path}: truncated or damaged, or not a checkpoint; copy it again") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: not a checkpoint: expected a dictionary, found {type(content).__name__}")
     return content
+
+
+def _check_container(path: Path) -> bool:
+    """True for a zip archive (torch 1.6 and later), False for the pickles that `torch.save` wrote before.
+
+    Raises:
+        UserError: neither of the two, or a TorchScript archive.
+    """
+    with open(path, "rb") as file:
+        magic = file.read(2)
+    if magic != b"PK":
+        if not magic.startswith(b"\x80"):  # a pickle's first byte
+            raise UserError(f"{path}: not a checkpoint: neither a .pt nor a .safetensors file")
+        return False
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, ValueError, OSError, EOFError):
+        raise UserError(f"{path}: truncated or damaged; copy it again") from None
+    if any("/code/" in name for name in names):
+        raise UserError(
+            f"{path}: a TorchScript archive is a program, not weights; use the same model's Hugging Face or "
+            "safetensors form"
+        )
+    if not any(name.endswith("data.pkl") for name in names):
+        raise UserError(f"{path}: a zip archive, but not a checkpoint")
+    return True
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:

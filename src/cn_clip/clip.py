@@ -35,6 +35,20 @@ def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def usable_device(device: str | torch.device | None) -> torch.device:
+    """The device of that name, `default_device` if None.
+
+    Raises:
+        UserError: no such device, or not on this machine.
+    """
+    try:
+        found = torch.device(device or default_device())
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"device {device}: {str(error).splitlines()[0]}") from None
+    return found
+
+
 def load_from_name(
     name: str,
     device: str | torch.device | None = None,
@@ -63,6 +77,7 @@ def load_from_name(
     """
     if precision not in PRECISIONS:
         raise UserError(f"no precision {precision}; choose one of {', '.join(PRECISIONS)}")
+    target = usable_device(device)
     config = MODELS[name].config if name in MODELS else None
     if config is None and not Path(name).is_file():
         raise UserError(f"no model or file {name}; published models: {', '.join(MODELS)}")
@@ -75,7 +90,7 @@ def load_from_name(
     if input_resolution:
         config = _at_resolution(config, input_resolution)
     model = load_model(checkpoint, config, PRECISIONS[precision])
-    return model.to(device or default_device()), ImageTransform(config.vision.image_resolution)
+    return model.to(target), ImageTransform(config.vision.image_resolution)
 
 
 def load(
@@ -93,7 +108,7 @@ def load(
         UserError: a file holds nothing for its tower.
     """
     load_towers(model, clip_path, bert_path)
-    return model.to(device or default_device()).eval()
+    return model.to(usable_device(device)).eval()
 
 
 def tokenize(texts: str | Sequence[str], context_length: int = CONTEXT_LENGTH) -> torch.Tensor:
@@ -112,6 +127,7 @@ def image_transform(image_size: int = 224) -> ImageTransform:
 
 def _at_resolution(config: ModelConfig, pixels: int) -> ModelConfig:
     unit = 32 if config.vision.is_resnet else config.vision.vision_patch_size or 1
-    if pixels < unit:
-        raise UserError(f"input_resolution must be at least {unit}, not {pixels}")
+    if pixels < unit or (config.vision.is_resnet and pixels % unit):
+        expected = f"a multiple of {unit}" if config.vision.is_resnet else f"at least {unit}"
+        raise UserError(f"input_resolution must be {expected}, not {pixels}")
     return dataclasses.replace(config, vision=dataclasses.replace(config.vision, image_resolution=pixels))

@@ -140,8 +140,8 @@ def _read(name: str, known: dict[str, dict[str, Any]], flag: str) -> tuple[dict[
     if not Path(name).is_file():
         raise UserError(f"{flag} {name}: no such architecture or JSON file; built in: {', '.join(known)}")
     try:
-        values = json.loads(Path(name).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        values = json.loads(Path(name).read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{name}: not a JSON file: {error}") from None
     if not isinstance(values, dict):
         raise UserError(f"{name}: expected one JSON object with an architecture's fields")
@@ -153,12 +153,10 @@ def _vision(values: dict[str, Any], where: str) -> VisionConfig:
     if config.is_resnet:
         if config.image_resolution % 32 or config.vision_width % 2:
             raise UserError(f"{where}: a ResNet needs a resolution divisible by 32 and an even width")
-    elif not config.vision_patch_size:
-        raise UserError(f"{where}: a ViT needs vision_patch_size")
-    elif config.vision_width % config.vision_head_width:
-        raise UserError(f"{where}: vision_width must be a multiple of vision_head_width")
-    if config.heads < 1:
-        raise UserError(f"{where}: vision_head_width {config.vision_head_width} leaves no attention head")
+    elif not config.vision_patch_size or config.vision_patch_size > config.image_resolution:
+        raise UserError(f"{where}: a ViT needs vision_patch_size, at most its image_resolution")
+    if config.vision_width * (32 if config.is_resnet else 1) % config.vision_head_width:
+        raise UserError(f"{where}: vision_head_width {config.vision_head_width} does not divide the tower's width")
     return config
 
 
@@ -168,11 +166,11 @@ def _layers(values: dict[str, Any], where: str) -> int | tuple[int, ...]:
     if isinstance(layers, str):
         try:
             layers = json.loads(layers)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             layers = None
-    if isinstance(layers, int) and not isinstance(layers, bool):
+    if type(layers) is int and layers > 0:
         return layers
-    if isinstance(layers, (list, tuple)) and len(layers) == 4 and all(type(n) is int for n in layers):
+    if isinstance(layers, (list, tuple)) and len(layers) == 4 and all(type(n) is int and n > 0 for n in layers):
         return tuple(layers)
     raise UserError(f"{where}: vision_layers must be a number (ViT) or a list of four (ResNet)")
 
@@ -188,16 +186,18 @@ def _text(values: dict[str, Any], where: str) -> TextConfig:
 
 def _build(kind: type[Any], values: dict[str, Any], where: str) -> Any:
     names = {field.name: field for field in fields(kind)}
-    if unknown := sorted(set(values) - set(names)):
+    if unknown := sorted(map(str, values.keys() - names.keys())):
         raise UserError(f"{where}: unknown field {unknown[0]}; known: {', '.join(names)}")
     try:
         config = kind(**values)
     except TypeError as error:
         raise UserError(f"{where}: {str(error).split('() ')[-1]}") from None
     for name, value in values.items():
-        number = float if names[name].type == "float" else int
-        if name in ("vision_layers", "text_hidden_act") or (value is None and "None" in str(names[name].type)):
+        expected = names[name].type
+        if expected == "int | None" and value is None:
             continue
-        if isinstance(value, bool) or not isinstance(value, (int, number)) or value < 0:
-            raise UserError(f"{where}: {name} must be a number, not {value!r}")
+        if expected in ("int", "int | None") and (type(value) is not int or value < 1):
+            raise UserError(f"{where}: {name} must be a whole number of 1 or more, not {value!r}")
+        if expected == "float" and (type(value) not in (int, float) or not 0 <= value <= 1):
+            raise UserError(f"{where}: {name} must be a number from 0 to 1, not {value!r}")
     return config

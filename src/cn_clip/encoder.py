@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -29,7 +30,7 @@ from cn_clip.config import CONTEXT_LENGTH
 from cn_clip.errors import UserError
 from cn_clip.models.clip import CLIP
 from cn_clip.tokenizer import TokenBatch, Tokenizer, default_tokenizer
-from cn_clip.transform import decode_image, normalise, resize
+from cn_clip.transform import decode_image, load_image, normalise, resize
 
 ImageInput: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | npt.NDArray[np.uint8]"
 Vectors: TypeAlias = npt.NDArray[np.float32]
@@ -55,7 +56,8 @@ class Encoder:
         self.size = model.config.vision.image_resolution
         self.width = model.config.vision.embed_dim
         self.device = next(model.parameters()).device
-        self.workers = workers or min(16, os.cpu_count() or 1)
+        self.workers = max(1, workers or min(16, os.cpu_count() or 1))
+        self._decoding = threading.Lock()
         self.tokenizer = tokenizer or default_tokenizer()
 
     @classmethod
@@ -106,18 +108,22 @@ class Encoder:
 
         An item may also be a function that returns one of the kinds of picture: it is called in a decoding thread.
         """
-        numbered = enumerate(images)
+        numbered = enumerate(_several(images))
         ahead = 2 * batch_size + self.workers
         for batch in _batched(_in_threads(self._pixels, numbered, self.workers, ahead), batch_size):
             pixels = torch.from_numpy(np.stack(batch)).to(self.device)
             with torch.inference_mode():
-                yield _unit(self.model.encode_image(pixels))
+                vectors = _unit(self.model.encode_image(pixels))
+            yield vectors  # outside: the mode must not reach the caller
 
     def text_vectors(
         self, texts: Iterable[str], batch_size: int = 64, context_length: int = CONTEXT_LENGTH
     ) -> Iterator[tuple[Vectors, TokenBatch]]:
         """The same, some thousands at a time, each with its tokens: `truncated` tells which texts were cut."""
-        for window in _batched(iter(texts), TEXT_WINDOW):
+        longest = self.model.config.text.text_max_position_embeddings
+        if context_length > longest:
+            raise UserError(f"context length {context_length}: this text tower takes {longest} at most")
+        for window in _batched(_strings(_several(texts)), TEXT_WINDOW):
             tokens = self.tokenizer.encode(window, context_length, pad_to_longest=True)
             vectors = np.empty((len(window), self.width), dtype=np.float32)
             order = np.argsort(tokens.lengths, kind="stable")
@@ -130,21 +136,36 @@ class Encoder:
 
     def _pixels(self, numbered: tuple[int, Any]) -> Vectors:
         index, image = numbered
+        where = f"image {index}"
         if callable(image):
             image = image()
         if isinstance(image, np.ndarray):
             if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-                raise UserError(f"image {index}: expected uint8 [H, W, 3], got {image.dtype} {image.shape}")
+                raise UserError(f"{where}: expected uint8 [H, W, 3], got {image.dtype} {list(image.shape)}")
             image = Image.fromarray(image)
         elif isinstance(image, (bytes, bytearray, memoryview)):
-            image = decode_image(bytes(image), f"image {index}")
+            image = decode_image(bytes(image), where)
         elif isinstance(image, (str, os.PathLike)):
             image = decode_image(image)
-        elif not isinstance(image, Image.Image):
-            raise UserError(
-                f"image {index}: expected a path, bytes, PIL picture or array, got {type(image).__name__}"
-            )
+        elif isinstance(image, Image.Image):
+            with self._decoding:  # a picture that PIL has only opened may be in the list twice
+                image = load_image(image, where)
+        else:
+            raise UserError(f"{where}: expected a path, bytes, PIL picture or array, got {type(image).__name__}")
         return normalise(resize(image, self.size))
+
+
+def _several(items: Iterable[T]) -> Iterable[T]:
+    """One text, path or picture alone is a list of one: its characters or bytes are never what is meant."""
+    alone = isinstance(items, (str, bytes, bytearray, os.PathLike, Image.Image))
+    return [items] if alone else items  # type: ignore[list-item]
+
+
+def _strings(texts: Iterable[str]) -> Iterator[str]:
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise UserError(f"text {index}: expected a string, got {type(text).__name__}")
+        yield text
 
 
 def _unit(features: torch.Tensor) -> Vectors:

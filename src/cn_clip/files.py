@@ -6,7 +6,7 @@ import errno
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,6 +24,8 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         UserError: the target's folder cannot be written, or the disk is full.
     """
     path = Path(path)
+    if not path.name or path.name == "..":
+        raise UserError(f"{path}: expected the name of a file or folder to write")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -33,7 +35,10 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         else:
             temporary.replace(path)
     except OSError as error:
-        raise _as_user_error(error, path) from error
+        message = _explain(error, temporary, path)
+        if message is None:
+            raise
+        raise UserError(message) from error
     finally:
         _remove(temporary)
 
@@ -45,7 +50,7 @@ def atomic_open(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[An
     Raises:
         UserError: as `atomic_path`.
     """
-    text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
+    text: dict[str, Any] = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
     with atomic_path(path) as temporary, open(temporary, mode, **text) as file:
         yield file
         file.flush()
@@ -69,19 +74,28 @@ def _remove(path: Path) -> None:
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     else:
-        path.unlink(missing_ok=True)
+        with suppress(OSError):  # what went wrong before is what the user must hear
+            path.unlink()
 
 
-def _as_user_error(error: OSError, path: Path) -> Exception:
-    """Errors of the disk become one line; others (a missing input, say) keep their own type and text."""
-    where = Path(error.filename) if error.filename else path
+def _explain(error: OSError, temporary: Path, path: Path) -> str | None:
+    """One line for errors of writing; None for others (a missing or unreadable input, say)."""
+    full = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
+    if error.errno in full:
+        return f"{path}: cannot write: {full[error.errno]}; free some space and run the same command again"
+    where = Path(error.filename) if isinstance(error.filename, (str, os.PathLike)) else path
+    if where.is_relative_to(temporary):
+        where = path
+    if where != path and where not in path.parents:
+        return None
     reasons = {
-        errno.ENOSPC: "the disk is full; free some space and run the same command again",
-        errno.EDQUOT: "the disk quota is used up; free some space and run the same command again",
         errno.EACCES: "permission denied; choose an output folder you may write to",
+        errno.EPERM: "permission denied; choose an output folder you may write to",
         errno.EROFS: "the file system is read-only; choose another output folder",
         errno.ENOTDIR: "a part of the path is a file, not a folder",
+        errno.EEXIST: "a part of the path is a file, not a folder",
+        errno.EISDIR: "it is a folder; give the name of a file",
+        errno.EFBIG: "the file is over the limit of this file system, or of ulimit -f",
+        errno.ENAMETOOLONG: "the name is too long",
     }
-    if error.errno not in reasons:
-        return error
-    return UserError(f"{where}: cannot write: {reasons[error.errno]}")
+    return f"{where}: cannot write: {reasons.get(error.errno or 0) or error.strerror or error}"

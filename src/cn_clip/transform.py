@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # of OpenAI CLIP's training images
 STD = (0.26862954, 0.26130258, 0.27577711)
 MAX_PIXELS = 89_478_485  # Pillow's own threshold: 256 MB of RGB
+# Pillow warns of bombs, which are refused here, and of odd metadata. Appended: a caller's own filters come first.
+# Not `catch_warnings`: pictures are decoded in threads, and those would restore each other's filters.
+warnings.filterwarnings("ignore", module="PIL", append=True)
 _MEAN = np.array(MEAN, dtype=np.float32)[:, None, None]
 _STD = np.array(STD, dtype=np.float32)[:, None, None]
 
@@ -47,25 +50,33 @@ def decode_image(data: bytes | str | os.PathLike[str], where: str | None = None)
     if source.getbuffer().nbytes == 0:
         raise UserError(f"{where}: the image is empty (0 bytes)")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of bombs and odd metadata: both are checked here
-            image = Image.open(source)
-            if image.width * image.height > MAX_PIXELS:
-                raise UserError(
-                    f"{where}: {image.width}×{image.height} pixels are over the limit of {MAX_PIXELS:,}; "
-                    "make the image smaller"
-                )
-            image.load()
-    except UserError:
-        raise
+        image = Image.open(source)
     except UnidentifiedImageError:
         raise UserError(f"{where}: not an image in a known format") from None
-    except Image.DecompressionBombError as error:
-        raise UserError(f"{where}: {error}") from None
     except Exception as error:  # a decoder may raise nearly anything on broken data
+        raise UserError(f"{where}: cannot decode the image: {error}") from None
+    return load_image(image, where)
+
+
+def load_image(image: Image.Image, where: str) -> Image.Image:
+    """Decode the pixels of a picture that Pillow has opened; 16-bit grey is scaled to 8 bits.
+
+    Raises:
+        UserError: truncated, empty, over `MAX_PIXELS`, or of a mode that cannot become RGB.
+    """
+    pixels = image.width * image.height
+    if not 0 < pixels <= MAX_PIXELS:
+        raise UserError(
+            f"{where}: {image.width}×{image.height} pixels: expected 1 to {MAX_PIXELS:,}; make the image smaller"
+        )
+    try:
+        image.load()
+    except Exception as error:
         raise UserError(f"{where}: cannot decode the image: {error}") from None
     if image.mode.startswith("I"):
         return Image.fromarray((np.asarray(image, dtype=np.int64) >> 8).clip(0, 255).astype(np.uint8))
+    if image.mode == "La":
+        raise UserError(f"{where}: a picture of mode La cannot become RGB")
     return image
 
 

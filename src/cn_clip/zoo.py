@@ -63,9 +63,9 @@ def weights_file(name: str, download_root: str | None = None, use_modelscope: bo
         return target
     if target.exists():
         raise UserError(f"{target}: exists and is not a file; move it away")
-    root.mkdir(parents=True, exist_ok=True)
     where = f"{'AI-ModelScope' if use_modelscope else 'OFA-Sys'}/{model.repository}"
     try:
+        root.mkdir(parents=True, exist_ok=True)
         download = _from_modelscope if use_modelscope else _from_hugging_face
         return download(where, model.file, root)
     except MissingExtra:

@@ -73,6 +73,10 @@ def extract(
         raise UserError("--image-data is missing: the LMDB folder of images, such as lmdb/test/imgs")
     if extract_text_feats and text_data is None:
         raise UserError("--text-data is missing: the texts, such as test_texts.jsonl")
+    if num_workers is not None and num_workers < 1:
+        raise UserError("--num-workers must be 1 or more")
+    if extract_image_feats and image_feat_output_path is None and text_data is None:
+        raise UserError("--image-feat-output-path is missing (its default lies beside --text-data)")
     names = {}
     if vision_model or text_model:
         names["vision_model_name"] = vision_model or DEFAULT_VISION_MODEL
@@ -92,8 +96,6 @@ def extract(
         print(f"{count} text features are stored in {output}")
     if extract_image_feats:
         assert image_data is not None
-        if image_feat_output_path is None and text_data is None:
-            raise UserError("--image-feat-output-path is missing (its default lies beside --text-data)")
         output = image_feat_output_path or _beside(
             Path(str(text_data).replace("_texts.jsonl", "_imgs.jsonl")), ".img_feat.jsonl"
         )
