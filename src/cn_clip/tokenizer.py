@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections.abc import Sequence
 from functools import lru_cache
 from importlib import resources
@@ -25,7 +26,13 @@ from cn_clip.config import CONTEXT_LENGTH
 from cn_clip.errors import UserError
 
 MAX_WORD = 200  # characters; a longer word is one [UNK]
-_SURROGATE = re.compile("[\ud800-\udfff]")
+# Where the Rust tables are older than Python's (Unicode 8), wrong (one block of CJK is one row too short) or
+# drop what Python keeps (private use, surrogates). Coarse: a character in it is looked up, not assumed.
+_RARE = re.compile(
+    "[\u061d\u07fd\u0870-\u0eff\u166d\u1734\u180f\u1885\u1886\u1ab0-\u1aff\u1b4c-\u1b7f\u1df6-\u1dfb\u2e43-\u2e7f"
+    "\ua82c\ua8c5\ua8ff\ua9bd\ud800-\uf8ff\U00010000-\U0001efff\U0002b820-\U0002b91f\U0002fa20-\U0010ffff]"
+)
+_UNKNOWN = "\ua000"  # a letter that the vocabulary does not hold
 
 
 class TokenBatch(NamedTuple):
@@ -110,9 +117,19 @@ def normalise(text: str) -> str:
     """
     if not isinstance(text, str):
         raise UserError(f"expected a text (a string), got {type(text).__name__}: {text!r:.60}")
-    text = text.lower().replace("“", '"').replace("”", '"')
-    # A lone surrogate (broken JSON escapes make them) cannot be UTF-8: a private-use character, as unknown.
-    return _SURROGATE.sub("\ue000", text)
+    return _RARE.sub(_as_python_sees_it, text.lower().replace("“", '"').replace("”", '"'))
+
+
+def _as_python_sees_it(match: re.Match[str]) -> str:
+    """What Rust must be given to do with a rare character what the reference does, by Python's tables."""
+    char = match[0]
+    category = unicodedata.category(char)
+    if category in ("Mn", "Cf"):
+        return ""
+    if category[0] == "P" or "\U0002b820" <= char <= "\U0002b91f":
+        return f" {_UNKNOWN} "  # punctuation and ideographs stand alone
+    # A lone surrogate (broken JSON escapes make them) could not even be passed on.
+    return _UNKNOWN if category in ("Co", "Cs") or char in "\u166d\u1734" else char
 
 
 def _build(vocab: dict[str, int]):  # type: ignore[no-untyped-def]
