@@ -413,6 +413,16 @@ def test_a_folder_with_other_things_in_it_is_not_replaced(tmp_path, capsys):
     assert (tmp_path / "home" / "train" / "thesis.txt").read_text(encoding="utf-8") == "years of work"
 
 
+def test_a_file_where_the_folder_should_be_is_not_replaced(tmp_path, capsys):
+    make(tmp_path)
+    (tmp_path / "out").mkdir()
+    for file, out in [(tmp_path / "lmdb", tmp_path / "lmdb"), (tmp_path / "out" / "train", tmp_path / "out")]:
+        file.write_text("something", encoding="utf-8")
+        assert build(tmp_path, "--lmdb_dir", out) == 1
+        assert capsys.readouterr().err.startswith(f"cn-clip: error: {file}: is a file; choose another --lmdb_dir")
+        assert file.read_text(encoding="utf-8") == "something"
+
+
 # The build: replaced as a whole, growing map, size, memory
 
 

@@ -221,6 +221,9 @@ def _check_split(data_dir: Path, split: str, out: Path) -> None:
             f"in {data_dir} (splits with images there: {', '.join(found) or 'none'})"
         )
     old = out / split
+    for folder in (out, old):
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"{folder}: is a file; choose another --lmdb_dir or move it away")
     strangers = sorted({path.name for path in old.iterdir()} - {"imgs", "pairs"}) if old.is_dir() else []
     if strangers:
         raise UserError(f"{old}: would be replaced, but holds {strangers[0]}; move that away")
