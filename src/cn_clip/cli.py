@@ -40,8 +40,30 @@ VERBS: dict[str, Verb] = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command line; returns the exit status (0 done, 1 wrong input, 2 wrong usage, 130 stopped)."""
-    args = list(sys.argv[1:] if argv is None else argv)
+    """Run one command line; returns the exit status (0 done, 1 wrong input, 130 stopped, else the verb's own).
+
+    Raises:
+        SystemExit: wrong usage of a verb (status 2), or its `--help` (status 0).
+    """
+    try:
+        status = _dispatch(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()  # what cannot be written must show here, not when the interpreter ends
+        return status
+    except UserError as error:
+        return _fail(str(error))
+    except KeyboardInterrupt:
+        print("cn-clip: stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        _discard_output()
+        return 1
+    except OSError as error:
+        if error.filename is None:
+            _discard_output()
+        return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+
+
+def _dispatch(args: list[str]) -> int:
     if not args or args[0] in ("-h", "--help", "help"):
         print(_overview())
         return 0
@@ -58,19 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         print(f"cn-clip: error: no command {' '.join(args[:2])!r}; see cn-clip --help", file=sys.stderr)
         return 2
-    verb = VERBS[name.replace("_", "-")]
-    try:
-        result = run(verb, args[len(name.split()) :], prog=f"cn-clip {name}")
-    except UserError as error:
-        return _fail(str(error))
-    except (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError) as error:
-        return _fail(f"{error.filename}: {error.strerror}")
-    except KeyboardInterrupt:
-        print("cn-clip: stopped", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+    result = run(VERBS[name.replace("_", "-")], args[len(name.split()) :], prog=f"cn-clip {name}")
     return result if isinstance(result, int) and not isinstance(result, bool) else 0
 
 
@@ -134,3 +144,8 @@ def _overview(names: Sequence[str] = tuple(VERBS)) -> str:
 def _fail(message: str) -> int:
     print(f"cn-clip: error: {' '.join(message.split())}", file=sys.stderr)
     return 1
+
+
+def _discard_output() -> None:
+    """Nobody reads standard output, or it is full: the interpreter must not try once more at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
