@@ -287,8 +287,8 @@ def test_threads_change_nothing(tmp_path, capsys):
     good(tmp_path, 40)
     for line, _, _ in IMAGE_PROBLEMS * 3:
         add(tmp_path / "train_imgs.tsv", line)
-    results = [run(capsys, tmp_path, "--threads", threads) for threads in (1, 8)]
-    assert results[0] == results[1]
+    results = [run(capsys, tmp_path, "--threads", threads) for threads in (1, 8, -1)]
+    assert results[0] == results[1] == results[2]
     assert results[0][0] == 1
 
 

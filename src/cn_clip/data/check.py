@@ -55,7 +55,7 @@ def check(
     if unknown:
         raise UserError(f"{data_dir}: no split {unknown[0]!r}; there are {', '.join(found)}")
     report = Report(max_problems)
-    checker = _Checker(data_dir, context_length, threads or os.cpu_count() or 1, report)
+    checker = _Checker(data_dir, context_length, threads if threads > 0 else os.cpu_count() or 1, report)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's about odd metadata
         for name in names:
