@@ -199,11 +199,11 @@ def test_predictions_both_ways(files, flags, capsys):
 
 def test_more_queries_than_a_block(tmp_path):
     images = write(tmp_path / "i.jsonl", "image_id", list(range(30)), unit(0, 30, 4))
-    vectors = unit(1, 5000, 4)
-    texts = write(tmp_path / "t.jsonl", "text_id", list(range(5000)), vectors)
+    vectors = unit(1, 9000, 4)
+    texts = write(tmp_path / "t.jsonl", "text_id", list(range(9000)), vectors)
     assert run(images, texts, tmp_path / "p.jsonl") == 0
     rows = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
-    assert [row["text_id"] for row in rows] == list(range(5000))
+    assert [row["text_id"] for row in rows] == list(range(9000))
     assert [row["image_ids"] for row in rows] == nearest(vectors, unit(0, 30, 4), 10)[1].tolist()
 
 

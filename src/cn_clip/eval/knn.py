@@ -7,8 +7,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from ctypes import CDLL
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -64,10 +66,11 @@ def topk(
     gallery_ids = np.empty(len(gallery.ids), object)
     gallery_ids[:] = gallery.ids
     index, count = Gallery(gallery.vectors, eval_batch_size), 0
+    blocks = _same_width(query_path, query_field, gallery_path, gallery)
+    first = next(blocks)  # a wrong file is found before the output's folder is made
     bar = progress(desc="nearest", unit="query")
     with atomic_open(output, "wb") as file:
-        for queries in _same_width(query_path, query_field, gallery_path, gallery):
-            _, rows = index.nearest(queries.vectors, top_k)
+        for queries, rows in _search(index, chain([first], blocks), top_k):
             for key, found in zip(queries.ids, gallery_ids[rows].tolist(), strict=True):
                 file.write(orjson.dumps({query_field: key, f"{gallery_field}s": found}) + b"\n")
             count += len(queries.ids)
@@ -254,6 +257,19 @@ def _same_width(path: Path, id_field: IdField, gallery_path: Path, gallery: Feat
                 "both must come from one model"
             )
         yield block
+
+
+def _search(index: Gallery, blocks: Iterable[Features], k: int) -> Iterator[tuple[Features, np.ndarray]]:
+    """Each block and its nearest rows: a block is read, and the one before it written, while one is searched."""
+    with ThreadPoolExecutor(1) as worker:
+        before: tuple[Features, Future[tuple[np.ndarray, np.ndarray]]] | None = None
+        for block in blocks:
+            searching = worker.submit(index.nearest, block.vectors, k)
+            if before:
+                yield before[0], before[1].result()[1]
+            before = block, searching
+        if before:
+            yield before[0], before[1].result()[1]
 
 
 def _gpu() -> str:
