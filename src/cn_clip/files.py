@@ -71,10 +71,10 @@ def _replace_directory(new: Path, path: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        with suppress(OSError):  # what went wrong before is what the user must hear
+    with suppress(OSError):  # what went wrong before is what the user must hear
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
             path.unlink()
 
 
@@ -83,11 +83,6 @@ def _explain(error: OSError, temporary: Path, path: Path) -> str | None:
     full = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
     if error.errno in full:
         return f"{path}: cannot write: {full[error.errno]}; free some space and run the same command again"
-    where = Path(error.filename) if isinstance(error.filename, (str, os.PathLike)) else path
-    if where.is_relative_to(temporary):
-        where = path
-    if where != path and where not in path.parents:
-        return None
     reasons = {
         errno.EACCES: "permission denied; choose an output folder you may write to",
         errno.EPERM: "permission denied; choose an output folder you may write to",
@@ -98,4 +93,10 @@ def _explain(error: OSError, temporary: Path, path: Path) -> str | None:
         errno.EFBIG: "the file is over the limit of this file system, or of ulimit -f",
         errno.ENAMETOOLONG: "the name is too long",
     }
-    return f"{where}: cannot write: {reasons.get(error.errno or 0) or error.strerror or error}"
+    if error.filename is None and error.errno == errno.EFBIG:  # a write, which knows no name
+        return f"{path}: cannot write: {reasons[errno.EFBIG]}"
+    where = Path(os.fsdecode(error.filename or ""))
+    where = path if where.is_relative_to(temporary) else where
+    if where != path and where not in path.parents:
+        return None
+    return f"{where}: cannot write: {reasons.get(error.errno or 0, error.strerror)}"

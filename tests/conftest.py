@@ -1,0 +1,37 @@
+"""Fixtures of all tests. This file also puts `tests/` on the import path: `from tiny import …`."""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder on a file system of 256 KB: a real one where this user may mount, else files cannot grow larger."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=256k", "none", str(folder)]
+    try:
+        mounted = subprocess.run(command, capture_output=True).returncode == 0
+    except FileNotFoundError:
+        mounted = False
+    if mounted:
+        yield folder
+        subprocess.run(["umount", str(folder)], check=True)
+        return
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (256 * 1024, old[1]))  # Python ignores the signal: writing fails
+    yield folder
+    resource.setrlimit(resource.RLIMIT_FSIZE, old)
+
+
+@pytest.fixture
+def cn_clip_command() -> list[str]:
+    """The command line of a real process."""
+    return [sys.executable, "-m", "cn_clip"]
