@@ -8,26 +8,37 @@ from __future__ import annotations
 import hashlib
 import json
 from base64 import b64encode
-from collections import defaultdict
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Container, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from importlib.metadata import version
 from importlib.resources import files
-from io import BytesIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
-from cn_clip.data.emoji_sources import ARTISTS, OPENMOJI, PACKAGES, Artist, Emoji, drawings, emoji_table, fetch
+from cn_clip.data.emoji_sources import (
+    ARTISTS,
+    OPENMOJI,
+    OVERSAMPLING,
+    PACKAGES,
+    QUALITY,
+    SIZE,
+    Artist,
+    Emoji,
+    drawings,
+    emoji_table,
+    fetch,
+    renderer,
+)
 from cn_clip.data.formats import Text, write_images, write_texts
-from cn_clip.errors import MissingExtra, UserError
+from cn_clip.errors import UserError
 from cn_clip.files import atomic_open, atomic_path
 from cn_clip.progress import progress
 
 SPLITS = ("train", "valid", "test", "newartist", "newboth")
 SHARES = (("train", 0.8), ("valid", 0.1), ("test", 0.1))
 SEED = 22  # chosen for the sizes it gives, and for keeping the thirty families out of test
-SIZE = 64
-OVERSAMPLING = 4  # drawn at 256 pixels and averaged: thin lines stay smoother than when drawn at 64
-QUALITY = 75  # of WebP; 64-pixel drawings show no difference from the original
 _STATIC = ("README.md", "LICENSES")
 
 # Emoji that differ in gender alone but share no code point: they go with the one named here.
@@ -60,7 +71,8 @@ def sample(out: Path) -> None:
         UserError: `out` holds other files, or other contents under these names.
     """
     source = dataset_dir()
-    names = [path.relative_to(source) for path in sorted(source.rglob("*")) if path.is_file()]
+    manifest = json.loads((source / "MANIFEST.json").read_text(encoding="utf-8"))
+    names = [*manifest["files"], "MANIFEST.json"]
     missing = [name for name in names if not (out / name).exists()]
     for name in names:
         if name not in missing and (out / name).read_bytes() != (source / name).read_bytes():
@@ -71,7 +83,7 @@ def sample(out: Path) -> None:
         with atomic_open(out / name, "wb") as file:
             file.write((source / name).read_bytes())
     print(f"emoji_cn: {out} ({'already there' if not missing else f'{len(missing)} files written'})")
-    _print_counts(json.loads((source / "MANIFEST.json").read_text(encoding="utf-8")))
+    _print_counts(manifest)
 
 
 def build(out: Path, *, cache: Path | None = None, openmoji: bool = False) -> None:
@@ -90,9 +102,11 @@ def build(out: Path, *, cache: Path | None = None, openmoji: bool = False) -> No
     artists = (*ARTISTS, OPENMOJI) if openmoji else ARTISTS
     _check_replaceable(out)
     render = renderer()
-    packages = fetch([name for name in PACKAGES if openmoji or name != OPENMOJI.package], cache)
-    table = emoji_table(packages)
-    svgs = {artist: drawings(artist, packages, table) for artist in artists}
+    names = [name for name in PACKAGES if openmoji or name != OPENMOJI.package]
+    with TemporaryDirectory(prefix="emoji_cn-") if cache is None else nullcontext(cache) as archives:
+        packages = fetch(names, Path(archives))
+        table = emoji_table(packages)
+        svgs = {artist: drawings(artist, packages, table) for artist in artists}
     bar = progress(total=sum(map(len, svgs.values())), desc="draw", unit="img")
     pictures: dict[Artist, dict[str, bytes]] = {}
     for artist, of_artist in svgs.items():
@@ -111,7 +125,7 @@ def build(out: Path, *, cache: Path | None = None, openmoji: bool = False) -> No
                 with atomic_open(folder / path.relative_to(static), "wb") as file:
                     file.write(path.read_bytes())
         manifest = write(folder, table, pictures)
-        manifest["packages"] = {name: PACKAGES[name] for name in packages}
+        manifest["packages"] = {name: PACKAGES[name] for name in names}
         with atomic_open(folder / "MANIFEST.json") as file:
             file.write(json.dumps(manifest, ensure_ascii=False, indent=1) + "\n")
     print(f"emoji_cn: {out} (built)")
@@ -185,8 +199,9 @@ def assign(
             )
             if first.artist != artist and not artist.trained:
                 continue
-            low, high = sorted((root(key), root(other)))
-            parent[high] = low
+            if artist != OPENMOJI:  # adding it moves no emoji to another split
+                low, high = sorted((root(key), root(other)))
+                parent[high] = low
             drawn[emoji.hexcode][artist.name] = first
     return {emoji.hexcode: split_of(root(group_key(emoji))) for emoji in table}, drawn
 
@@ -214,6 +229,7 @@ def write(folder: Path, table: Sequence[Emoji], pictures: Mapping[Artist, Mappin
     names = (*SPLITS, OPENMOJI.name) if OPENMOJI in pictures else SPLITS
     unseen = {emoji.name for emoji in table if splits[emoji.hexcode] != "train"}
     counts: dict[str, dict[str, Any]] = {}
+    written: set[int] = set()  # the held-out artist's drawings of valid emoji are in no split
     for number, split in enumerate(names, 1):
         held = {e: split_drawings(split, splits[e.hexcode], drawn[e.hexcode]) for e in table}
         held = {emoji: of_emoji for emoji, of_emoji in held.items() if of_emoji}
@@ -221,22 +237,24 @@ def write(folder: Path, table: Sequence[Emoji], pictures: Mapping[Artist, Mappin
         texts = _texts(held, number * 10000, unseen if split == "train" else None)
         write_images(folder / f"{split}_imgs.tsv", ((i, b64encode(images[i].webp)) for i in sorted(images)))
         write_texts(folder / f"{split}_texts.jsonl", texts)
-        by_artist: dict[str, int] = defaultdict(int)
-        for drawing in images.values():
-            by_artist[drawing.artist.name] += 1
+        written |= set(images)
         counts[split] = {
             "emoji": len(held),
             "images": len(images),
             "texts": len(texts),
             "pairs": sum(len(text.image_ids) for text in texts),
-            "by_artist": dict(by_artist),
+            "by_artist": Counter(drawing.artist.name for drawing in images.values()),
         }
     with atomic_open(folder / "emoji.jsonl") as file:
         for emoji in table:
             row = emoji._asdict() | {
                 "keywords": list(emoji.keywords),
                 "split": splits[emoji.hexcode],
-                "image_ids": {artist: drawing.image_id for artist, drawing in drawn[emoji.hexcode].items()},
+                "image_ids": {
+                    artist: drawing.image_id
+                    for artist, drawing in drawn[emoji.hexcode].items()
+                    if drawing.image_id in written
+                },
             }
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
@@ -272,35 +290,6 @@ def _texts(
     for place, keyword in enumerate(sorted(set(images) - set(ids)), 1):
         ids[keyword] = 100000 + place
     return [Text(ids[text], text, sorted(images[text])) for text in sorted(ids, key=lambda text: ids[text])]
-
-
-def renderer() -> Callable[[str], bytes | None]:
-    """A function from SVG text to the bytes of a WebP of SIZE × SIZE RGB on white; None for a blank picture.
-
-    Raises:
-        MissingExtra: resvg-py is not installed.
-    """
-    try:
-        import resvg_py
-    except ImportError:
-        raise MissingExtra("resvg-py", "sample", "building the sample dataset") from None
-    from PIL import Image
-
-    big = SIZE * OVERSAMPLING
-
-    def render(svg: str) -> bytes | None:
-        png = resvg_py.svg_to_bytes(
-            svg_string=svg, width=big, height=big, background="#ffffff", skip_system_fonts=True
-        )
-        with Image.open(BytesIO(bytes(png))) as image:
-            small = image.convert("RGB").resize((SIZE, SIZE), Image.Resampling.LANCZOS)
-        if all(high - low < 8 for low, high in small.getextrema()):
-            return None
-        file = BytesIO()
-        small.save(file, "WEBP", quality=QUALITY, method=6)
-        return file.getvalue()
-
-    return render
 
 
 def _check_replaceable(out: Path) -> None:
