@@ -110,7 +110,7 @@ class ModifiedResNet(nn.Module):
 
     def forward(self, image: Tensor, mask_ratio: float = 0.0) -> Tensor:
         """image: [N, 3, H, W] -> [N, embed_dim]. `mask_ratio` has no meaning for convolutions: ignored."""
-        x = image
+        x = image.contiguous(memory_format=torch.channels_last)  # convolutions are half again as fast
         for i in (1, 2, 3):
             x = F.relu(getattr(self, f"bn{i}")(getattr(self, f"conv{i}")(x)), inplace=True)
         x = self.avgpool(x)
