@@ -60,17 +60,17 @@ SHAPES = {"圆": 0, "方块": 1, "条": 2}
 def write_dataset(folder: Path, pictures: int = 15, splits: tuple[str, ...] = ("train", "valid")) -> Path:
     """Coloured shapes with their Chinese names, as LMDB under `folder`; returns the folder of the splits.
 
-    Every third picture has a second text, so pairs outnumber pictures.
+    Every third picture has a second text, and the last three share theirs with the first three.
     """
     folder.mkdir(parents=True, exist_ok=True)
     names = [(c, s) for s in SHAPES for c in COLOURS]
     for split in splits:
         with open(folder / f"{split}_imgs.tsv", "w") as images:
             for i in range(pictures):
-                images.write(f"{100 + i}\t{base64.b64encode(picture(*names[i % len(names)], i)).decode()}\n")
+                images.write(f"{100 + i}\t{base64.b64encode(picture(*names[i % 12], i)).decode()}\n")
         with open(folder / f"{split}_texts.jsonl", "w", encoding="utf-8") as texts:
             for i in range(pictures):
-                colour, shape = names[i % len(names)]
+                colour, shape = names[i % 12]
                 for n, text in enumerate(
                     [f"{colour}色的{shape}", f"一个{shape},颜色是{colour}"][: 2 - (i % 3 > 0)]
                 ):
