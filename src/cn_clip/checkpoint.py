@@ -10,6 +10,7 @@ import math
 import os
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -282,7 +283,8 @@ def _read(path: Path) -> dict[str, Any]:
         return _read_safetensors(path)
     zipped = _check_container(path)
     try:
-        with torch.serialization.safe_globals(_numpy_scalars()):
+        with torch.serialization.safe_globals(_numpy_scalars()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickles that are refused below, or old storages
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
         # The unpickler's words for a class or function outside its list, and for one on its black list.
@@ -313,7 +315,7 @@ def _check_container(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except (zipfile.BadZipFile, ValueError, OSError, EOFError):
+    except Exception:  # a damaged directory may ask for anything
         raise UserError(f"{path}: truncated or damaged; copy it again") from None
     if any("/code/" in name for name in names):
         raise UserError(
