@@ -63,7 +63,7 @@ def _replace_directory(new: Path, path: Path) -> None:
         path.replace(old)
     try:
         new.replace(path)
-    except OSError:
+    except BaseException:  # Ctrl-C between the two renames, too
         if old.exists():
             old.replace(path)
         raise

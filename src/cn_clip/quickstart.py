@@ -88,7 +88,7 @@ def report(out: Path, data: Path, run: Path) -> None:
     curves = {
         "loss (training) 训练损失": [(m["step"], m["loss"]) for m in metrics if "loss" in m],
         "text→image R@1 (validation, whole gallery) 验证集": [
-            (m["step"], m["t2i_r1"]) for m in metrics if "t2i_r1" in m
+            (m["step"], m["valid_t2i_r1"]) for m in metrics if "valid_t2i_r1" in m
         ],
     }
     shown = [split for split in GALLERIES if split != "newboth"]
@@ -113,7 +113,7 @@ def best_pictures(data: Path, split: str) -> list[Query]:
     with open(data / "emoji.jsonl", encoding="utf-8") as file:
         for line in file:
             emoji = json.loads(line)
-            english[emoji["name"]] = emoji["name_en"]
+            english[emoji["name"]] = emoji["english"]
     with open(data / f"{split}_predictions.jsonl", encoding="utf-8") as file:
         rows = [json.loads(line) for line in file]
     return [
