@@ -1,4 +1,4 @@
-# make quickstart   environment, sample dataset, a model trained from scratch, a report (about 10 minutes)
+# make quickstart   environment, sample dataset, a model trained from scratch, a report (about ten minutes)
 # make test         environment if needed, then the whole test suite
 # make fix | check  format and lint | the same without changing a file, and types
 PYTHON ?= python3
@@ -30,7 +30,7 @@ quickstart: $(VENV)/.installed
 	$(BIN)/python -m cn_clip.quickstart --out quickstart
 
 quickstart-tiny: $(VENV)/.installed
-	$(BIN)/python -m cn_clip.quickstart --out quickstart --tiny
+	$(BIN)/python -m cn_clip.quickstart --out quickstart/tiny --tiny
 
 fix: $(VENV)/.installed
 	$(BIN)/ruff check --fix src tests benchmarks

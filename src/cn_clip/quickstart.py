@@ -1,7 +1,7 @@
 """`make quickstart`: the whole path on the sample dataset, each step a command that is printed before it runs.
 
 python -m cn_clip.quickstart --out quickstart          # about ten minutes on two cores
-python -m cn_clip.quickstart --out quickstart --tiny   # a minute, to see that everything works
+python -m cn_clip.quickstart --out quickstart/tiny --tiny   # a minute, to see that everything works
 """
 
 from __future__ import annotations
