@@ -14,7 +14,7 @@ PICTURE = "data:image/webp;base64,AAAA"
 class _Balance(HTMLParser):
     """Fails on a tag that closes another than the one that is open."""
 
-    VOID = ("meta", "img", "line", "polyline")
+    VOID = ("meta", "img")
 
     def __init__(self) -> None:
         super().__init__()
@@ -25,6 +25,9 @@ class _Balance(HTMLParser):
         self.seen.append(tag)
         if tag not in self.VOID:
             self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
