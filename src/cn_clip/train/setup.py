@@ -125,8 +125,6 @@ def build_model(config: TrainConfig, precision: Precision, log: RunLog) -> CLIP:
     if clip or bert:
         log.info(load_towers(model, str(clip) if clip else None, str(bert) if bert else None))
     model.to(precision.device)
-    if model.config.vision.is_resnet:  # convolutions are a quarter faster so, on CPU and GPU
-        model.visual.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     precision.prepare(model)
     if config.grad_checkpointing:
         model.set_grad_checkpointing()
