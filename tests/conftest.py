@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import resource
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 
 @pytest.fixture
@@ -32,6 +32,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.fixture
-def cn_clip_command() -> list[str]:
-    """The command line of a real process."""
-    return [sys.executable, "-m", "cn_clip"]
+def one_torch_thread() -> Iterator[None]:
+    """For many small models one after the other: several threads only wait for each other."""
+    old = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(old)

@@ -142,7 +142,7 @@ class Encoder:
         if isinstance(image, np.ndarray):
             if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
                 raise UserError(f"{where}: expected uint8 [H, W, 3], got {image.dtype} {list(image.shape)}")
-            image = Image.fromarray(image)
+            image = load_image(Image.fromarray(image), where)
         elif isinstance(image, (bytes, bytearray, memoryview)):
             image = decode_image(bytes(image), where)
         elif isinstance(image, (str, os.PathLike)):
