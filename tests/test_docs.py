@@ -250,7 +250,9 @@ SMALL = {  # what makes a documented command small: values replaced where the co
     "--valid-batch-size": "8",
     "--warmup": "1",
 }
-EXTRA = {"train": ["--max-steps=2", "--num-workers=0", "--valid-num-workers=0", "--device=cpu"]}
+EXTRA = {  # flags added where the command has not got them
+    "train": ["--max-steps=2", "--batch-size=8", "--num-workers=0", "--valid-num-workers=0", "--device=cpu"]
+}
 
 # Stands in PATH for the console script: the same program, its arguments made small.
 SHIM = """#!{python}
@@ -266,7 +268,8 @@ for i, arg in enumerate(args):
             args[i] = flag + "=" + small[flag]
         else:
             args[i + 1] = small[flag]
-status = main(args + extra.get(args[0], []))
+given = {{arg.partition("=")[0] for arg in args}}
+status = main(args + [arg for arg in extra.get(args[0], []) if arg.partition("=")[0] not in given])
 if args[:2] == ["data", "sample"]:  # the sample's first rows, in place of all of it
     folder = Path(args[args.index("--out") + 1])
     for texts in folder.glob("*_texts.jsonl"):
@@ -291,9 +294,9 @@ def write_weights(path: Path, vision: str, text: str) -> None:
 
     with torch.device("meta"):
         shapes = CLIP(model_config(vision, text)).state_dict()
-    generator = torch.Generator().manual_seed(0)
+    pool = (torch.randn(2**20 - 3, generator=torch.Generator().manual_seed(0)) / 50).half()  # drawn once
     state = {
-        f"module.{key}": (torch.randn(value.shape, generator=generator) / 50).half()
+        f"module.{key}": pool.repeat(value.numel() // len(pool) + 1)[: value.numel()].reshape(value.shape)
         for key, value in shapes.items()
     }
     state["module.logit_scale"] = torch.tensor(4.6052)
