@@ -126,6 +126,7 @@ def build(out: Path, *, cache: Path | None = None, openmoji: bool = False) -> No
                     file.write(path.read_bytes())
         manifest = write(folder, table, pictures)
         manifest["packages"] = {name: PACKAGES[name] for name in names}
+        manifest["renderer"] = {name: version(name) for name in ("resvg-py", "pillow")}
         with atomic_open(folder / "MANIFEST.json") as file:
             file.write(json.dumps(manifest, ensure_ascii=False, indent=1) + "\n")
     print(f"emoji_cn: {out} (built)")
@@ -220,7 +221,7 @@ def split_drawings(
 
 
 def write(folder: Path, table: Sequence[Emoji], pictures: Mapping[Artist, Mapping[str, bytes]]) -> dict[str, Any]:
-    """Write all files of the dataset but its manifest, which is returned (without the package versions).
+    """Write all files of the dataset but its manifest, which is returned (without versions).
 
     Ids are unique over the dataset: image artist × 10000 + emoji number, name split × 10000 + emoji number
     (splits count from 1), keyword 100000 + its place among the sorted keywords.
@@ -261,7 +262,6 @@ def write(folder: Path, table: Sequence[Emoji], pictures: Mapping[Artist, Mappin
     return {
         "name": "emoji_cn",
         "parameters": {"size": SIZE, "quality": QUALITY, "oversampling": OVERSAMPLING, "seed": SEED},
-        "renderer": {name: version(name) for name in ("resvg-py", "pillow")} if pictures else {},
         "counts": counts,
         "files": {
             path.relative_to(folder).as_posix(): {
