@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import ssl
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
@@ -83,8 +83,12 @@ def _from_hugging_face(repository: str, file: str, root: Path) -> Path:
     from huggingface_hub.constants import ENDPOINT
 
     # The hub's client tries for half a minute, a warning each time, before it says that there is no connection.
-    with contextlib.suppress(urllib.error.HTTPError):  # it answers: what it says to the real request counts
+    try:
         urllib.request.urlopen(urllib.request.Request(ENDPOINT, method="HEAD"), timeout=10).close()
+    except urllib.error.URLError as error:
+        # It answers an error, or with a certificate that only the client knows: the real request counts.
+        if not isinstance(error, urllib.error.HTTPError) and not isinstance(error.reason, ssl.SSLError):
+            raise
     return Path(hf_hub_download(repository, filename=file, local_dir=root))
 
 
