@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +104,12 @@ def test_augmentation_differs_by_epoch_and_seed(split: Path, augment: Augment) -
     assert not torch.equal(first.images, second.images)
     assert not torch.equal(first.images, other.images)
     assert torch.equal(first.texts, second.texts)
+
+
+def test_datasets_can_be_sent_to_spawned_workers(split: Path) -> None:
+    dataset = PairDataset(split, SIZE, 12, "timm")
+    sent = pickle.loads(pickle.dumps(dataset))
+    assert same(sent.batch([(0, 1), (0, 2)]), dataset.batch([(0, 1), (0, 2)]))
 
 
 def test_the_cache_keeps_to_its_bytes(split: Path) -> None:

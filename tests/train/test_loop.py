@@ -33,6 +33,7 @@ def test_a_run_leaves_the_documented_files_and_lines(tmp_path: Path, lmdb: Path)
     assert folder == tmp_path / "logs" / "run"
     checkpoints = {path.name for path in (folder / "checkpoints").iterdir()}
     assert checkpoints == {"epoch1.pt", "epoch2.pt", "epoch_1_4.pt", "epoch_2_8.pt", "epoch_latest.pt"}
+    assert len(log_lines(folder, r"(train|val) LMDB file contains 15 images and 20 pairs\.")) == 2
     assert [path.name.split("_")[0] for path in sorted(folder.glob("*_*.*"))] == ["out", "params"]
     for step in range(1, 11):
         epoch, batch = divmod(step - 1, 5)
@@ -185,11 +186,24 @@ def test_freeze_vision_changes_nothing_of_the_image_tower(tmp_path: Path, lmdb: 
     assert vision == "vit" or any(key.endswith("running_mean") for key in first)
 
 
-def test_batch_statistics_move_once_a_batch_with_and_without_accumulation(tmp_path: Path, lmdb: Path) -> None:
-    for name, accum in (("one", 1), ("two", 2)):
-        folder = run(tiny_config(tmp_path, lmdb, "resnet", name=name, accum_freq=accum, max_steps=2))
-        counted = {int(v) for k, v in weights(folder).items() if k.endswith("num_batches_tracked")}
-        assert counted == {2 * accum}
+def test_each_batch_counts_once_in_the_statistics(tmp_path: Path, lmdb: Path) -> None:
+    """Also where accumulation or checkpointing runs a batch through the tower twice."""
+    plain = weights(run(tiny_config(tmp_path, lmdb, "resnet", name="plain", max_steps=1)))
+    for name, options in {
+        "accumulated": {"accum_freq": 2, "batch_size": 2},
+        "checkpointed": {"grad_checkpointing": True},
+    }.items():
+        other = weights(run(tiny_config(tmp_path, lmdb, "resnet", name=name, max_steps=1, **options)))
+        for key in plain:
+            if key.endswith("num_batches_tracked"):
+                assert other[key] == options.get("accum_freq", 1), key
+            elif "running" in key and name == "checkpointed":
+                assert torch.allclose(other[key], plain[key], atol=1e-6), key
+    twice = weights(run(tiny_config(tmp_path, lmdb, "resnet", name="half", max_steps=2, batch_size=2, lr=1e-30)))
+    halves = weights(tmp_path / "logs" / "accumulated")
+    means = [key for key in halves if key.endswith("running_mean")]
+    assert len(means) == 19
+    assert all(torch.allclose(halves[key], twice[key], atol=1e-6) for key in means)
 
 
 def test_bf16_is_close_to_fp32(tmp_path: Path, lmdb: Path) -> None:
@@ -209,6 +223,14 @@ def test_flags_without_effect_in_one_process_change_nothing(tmp_path: Path, lmdb
     flags = ("gather_with_grad", "skip_aggregate", "use_bn_sync", "use_flash_attention", "debug")
     other = run(tiny_config(tmp_path, lmdb, name="other", max_steps=3, **dict.fromkeys(flags, True)))
     assert losses(plain) == losses(other)
+
+
+def test_debug_lists_the_pairs_of_a_step(tmp_path: Path, lmdb: Path) -> None:
+    folder = run(tiny_config(tmp_path, lmdb, max_epochs=1, debug=True))
+    lists = [
+        line.rsplit(": ", 1)[1].strip("[]").split(", ") for line in log_lines(folder, "DEBUG .* Pairs of step")
+    ]
+    assert sorted(int(index) for row in lists for index in row) == list(range(20))
 
 
 def test_grad_checkpointing_gives_the_same_steps(tmp_path: Path, lmdb: Path) -> None:

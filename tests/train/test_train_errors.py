@@ -157,6 +157,15 @@ def test_a_loss_that_is_not_finite_stops_the_run(
     assert "epoch_latest.pt (step 2)" in line
 
 
+def test_a_full_disk_is_one_line(
+    tmp_path: Path, lmdb: Path, capsys: pytest.CaptureFixture[str], small_disk: Path
+) -> None:
+    line = one_line(command(tmp_path, lmdb, logs=small_disk), capsys)
+    assert "epoch1.pt: cannot write" in line
+    assert "disk" in line
+    assert list((small_disk / "run" / "checkpoints").iterdir()) == []
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_ctrl_c_says_how_to_go_on(tmp_path: Path, lmdb: Path, workers: int) -> None:
     """As from a terminal: every process of the group gets the signal; workers stay quiet."""

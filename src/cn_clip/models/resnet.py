@@ -4,6 +4,9 @@ strides (an average pool before each), and attention pooling instead of an avera
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -117,7 +120,28 @@ class ModifiedResNet(nn.Module):
         for i in (1, 2, 3, 4):
             stage = getattr(self, f"layer{i}")
             if self.grad_checkpointing and self.training:
-                x = checkpoint(stage, x, use_reentrant=False)
+                x = checkpoint(stage, x, use_reentrant=False, context_fn=partial(_contexts, stage))
             else:
                 x = stage(x)
         return self.attnpool(x)
+
+
+def _contexts(stage: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """Of a checkpointed stage's two passes: the second must not count its batch again."""
+    return nullcontext(), statistics_kept(stage)
+
+
+@contextmanager
+def statistics_kept(module: nn.Module) -> Iterator[None]:
+    """Batch norms in training mode use their batch's statistics and do not add them to the running ones."""
+    norms = [m for m in module.modules() if isinstance(m, nn.BatchNorm2d) and m.training]
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+        norm.num_batches_tracked = None
+    try:
+        yield
+    finally:
+        for norm, (momentum, counted) in zip(norms, before, strict=True):
+            norm.momentum = momentum
+            norm.num_batches_tracked = counted

@@ -41,7 +41,7 @@ class TrainConfig:
     report_training_batch_acc: bool = False
     """Log the accuracy within training batches."""
     debug: bool = False
-    """Log more."""
+    """Log more: each step's pairs, the parameters of each weight decay."""
 
     batch_size: int = 64
     """Pairs of a training batch, a process."""

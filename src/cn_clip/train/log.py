@@ -76,6 +76,10 @@ class RunLog:
         """One line."""
         self.logger.info(message)
 
+    def debug(self, message: str) -> None:
+        """One line, with `--debug` only."""
+        self.logger.debug(message)
+
     def params(self, config: TrainConfig, **more: Any) -> None:
         """All options as they are in force, in the log and in the parameter file."""
         values = {**asdict(config), "log_path": self.log_path, **more}

@@ -55,6 +55,7 @@ def _train(config: TrainConfig, run: Run, at: Position, log: RunLog) -> None:
             start = time.perf_counter()
             group = [next(batches) for _ in range(accum)]
             data_time = time.perf_counter() - start
+            log.debug(f"Pairs of step {at.step + 1}: {[i for batch in group for i in batch.indices.tolist()]}")
 
             run.optimizer.zero_grad()
             loss_tensor, stats = run.task.training_step(group, at.step)

@@ -43,6 +43,11 @@ def set_up(config: TrainConfig, log: RunLog) -> Run:
     """
     precision = Precision(config.precision, choose_device(config.device))
     data = build_data(config, precision.device)
+    validator = build_validator(config, precision)
+    for split, reader in (("train", data.dataset.reader), ("val", validator.data.reader if validator else None)):
+        if reader:
+            images, pairs = reader.images.num_images, len(reader.pairs)
+            log.info(f"{split} LMDB file contains {images} images and {pairs} pairs.")
     steps_per_epoch = data.num_batches // config.accum_freq
     if steps_per_epoch == 0:
         raise UserError(
@@ -51,7 +56,6 @@ def set_up(config: TrainConfig, log: RunLog) -> Run:
     max_steps = config.max_steps or steps_per_epoch * config.max_epochs
     max_epochs = math.ceil(max_steps / steps_per_epoch)
     model = build_model(config, precision, log)
-    validator = build_validator(config, precision)
     known = data.dataset.known_pairs() if config.multi_positive else None
     task = ClipTask(
         model,
@@ -63,6 +67,10 @@ def set_up(config: TrainConfig, log: RunLog) -> Run:
         report_accuracy=config.report_training_batch_acc,
     )
     optimizer = build_optimizer(model, config)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    for group in optimizer.param_groups:
+        listed = ", ".join(names[id(parameter)] for parameter in group["params"])
+        log.debug(f"Weight decay {group['weight_decay']}: {listed}")
     log.params(
         config,
         aggregate=not config.skip_aggregate,

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cn_clip.data.loader import Batch, pair_keys
 from cn_clip.models.clip import CLIP, MAX_LOGIT_SCALE
+from cn_clip.models.resnet import statistics_kept
 from cn_clip.seeding import stable_hash
 from cn_clip.train.loss import batch_accuracy, contrastive_loss
 from cn_clip.train.precision import Precision
@@ -88,7 +88,7 @@ class ClipTask:
         """The whole step's gradient at one batch's memory (Gao et al. 2021, GradCache): all features without
         a graph, the loss's gradient with respect to them, then each batch again with dropout and masks as
         before, to carry its share of that gradient back."""
-        with torch.no_grad(), _statistics_kept(self.model):
+        with torch.no_grad(), statistics_kept(self.model):
             parts = [self._forward(batch, step, i)[:2] for i, batch in enumerate(batches)]
         images, texts = (torch.cat(part).requires_grad_() for part in zip(*parts, strict=True))
         loss = contrastive_loss(images, texts, self.model.logit_scale.exp(), positives)
@@ -112,17 +112,3 @@ class ClipTask:
         known = self.known.to(keys.device)
         place = torch.searchsorted(known, keys).clamp_(max=len(known) - 1)
         return known[place] == keys
-
-
-@contextmanager
-def _statistics_kept(model: nn.Module) -> Iterator[None]:
-    """Batch norms use their batch's statistics, as in training, without adding them to the running ones."""
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    tracking = [norm.track_running_stats for norm in norms]
-    for norm in norms:
-        norm.track_running_stats = norm.track_running_stats and not norm.training
-    try:
-        yield
-    finally:
-        for norm, before in zip(norms, tracking, strict=True):
-            norm.track_running_stats = before
