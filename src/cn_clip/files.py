@@ -27,18 +27,20 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     if not path.name or path.name == "..":
         raise UserError(f"{path}: expected the name of a file or folder to write")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    body = False
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        body = True
         yield temporary
+        body = False
         if temporary.is_dir():
             _replace_directory(temporary, path)
         else:
             temporary.replace(path)
     except OSError as error:
-        message = _explain(error, temporary, path)
-        if message is None:
-            raise
-        raise UserError(message) from error
+        if body and not _is_of_writing(error, temporary):
+            raise  # a missing or unreadable input, say
+        raise UserError(_explain(error, temporary, path)) from error
     finally:
         _remove(temporary)
 
@@ -78,11 +80,18 @@ def _remove(path: Path) -> None:
             path.unlink()
 
 
-def _explain(error: OSError, temporary: Path, path: Path) -> str | None:
-    """One line for errors of writing; None for others (a missing or unreadable input, say)."""
-    full = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
-    if error.errno in full:
-        return f"{path}: cannot write: {full[error.errno]}; free some space and run the same command again"
+_FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
+
+
+def _is_of_writing(error: OSError, temporary: Path) -> bool:
+    if error.filename is None:  # `write` knows no name
+        return error.errno in (*_FULL, errno.EFBIG)
+    return error.errno in _FULL or Path(os.fsdecode(error.filename)).is_relative_to(temporary)
+
+
+def _explain(error: OSError, temporary: Path, path: Path) -> str:
+    if error.errno in _FULL:
+        return f"{path}: cannot write: {_FULL[error.errno]}; free some space and run the same command again"
     reasons = {
         errno.EACCES: "permission denied; choose an output folder you may write to",
         errno.EPERM: "permission denied; choose an output folder you may write to",
@@ -93,10 +102,6 @@ def _explain(error: OSError, temporary: Path, path: Path) -> str | None:
         errno.EFBIG: "the file is over the limit of this file system, or of ulimit -f",
         errno.ENAMETOOLONG: "the name is too long",
     }
-    if error.filename is None and error.errno == errno.EFBIG:  # a write, which knows no name
-        return f"{path}: cannot write: {reasons[errno.EFBIG]}"
-    where = Path(os.fsdecode(error.filename or ""))
+    where = Path(os.fsdecode(error.filename)) if error.filename else path
     where = path if where.is_relative_to(temporary) else where
-    if where != path and where not in path.parents:
-        return None
-    return f"{where}: cannot write: {reasons.get(error.errno or 0, error.strerror)}"
+    return f"{where}: cannot write: {reasons.get(error.errno or 0) or error.strerror or error}"
