@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import pickle
 import re
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from contextlib import suppress
@@ -141,6 +143,26 @@ def test_bare_weights_and_safetensors(tmp_path: Path) -> None:
         assert checkpoint.config is None
         assert checkpoint.rest == {}
         assert_same_weights(load_model(checkpoint, model.config), model.state_dict())
+
+
+SAVE_OVER = """
+import sys, torch
+from cn_clip.clip import load_from_name
+model, _ = load_from_name(sys.argv[1], "cpu")
+content = {"state_dict": model.state_dict(), "model_config": model.config.to_dict()}
+torch.save(content, sys.argv[1])  # empties the file first, then reads the weights
+print(float(sum(p.detach().double().abs().sum() for p in model.parameters())))
+"""
+
+
+def test_a_model_does_not_depend_on_its_file_any_more(tmp_path: Path) -> None:
+    """In a process of its own: reading from a mapped file that was cut short kills it (SIGBUS)."""
+    path = save_ours(tiny_model(), tmp_path / "ours.pt")
+    done = subprocess.run([sys.executable, "-c", SAVE_OVER, path], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done
+    expected = float(sum(p.detach().double().abs().sum() for p in tiny_model().parameters()))
+    assert float(done.stdout) == pytest.approx(expected)
+    assert_same_weights(load_from_name(str(path), "cpu")[0], tiny_model().state_dict())
 
 
 def test_eval_mode_gives_the_same_vectors_twice(tmp_path: Path) -> None:

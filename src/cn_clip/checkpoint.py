@@ -152,12 +152,14 @@ def load_weights(model: CLIP, weights: dict[str, Tensor], where: str, dtype: tor
     if any(found.values()):
         text = "; ".join(f"{kind} ({len(keys)}): {_some(keys)}" for kind, keys in found.items() if keys)
         raise UserError(f"{where}: weights of another architecture: {text}")
+    # Meta tensors cannot be copied into; real ones (maybe already in an optimizer) must be.
+    assign = any(tensor.is_meta for tensor in own.values())
+    # A copy, not the mapped file: who saves over the file would pull it away from under the model.
     converted = {
-        key: value.to(dtype or own[key].dtype) if value.is_floating_point() else value
+        key: value.to((dtype or own[key].dtype) if value.is_floating_point() else value.dtype, copy=assign)
         for key, value in weights.items()
     }
-    # Meta tensors cannot be copied into; real ones (maybe already in an optimizer) must be.
-    model.load_state_dict(converted, assign=any(t.is_meta for t in own.values()))
+    model.load_state_dict(converted, assign=assign)
 
 
 def load_towers(model: CLIP, clip_path: str | None, bert_path: str | None) -> str:
