@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+import traceback
 import types
 from pathlib import Path
 from typing import NamedTuple
@@ -254,34 +255,71 @@ EXTRA = {  # flags added where the command has not got them
     "train": ["--max-steps=2", "--batch-size=8", "--num-workers=0", "--valid-num-workers=0", "--device=cpu"]
 }
 
-# Stands in PATH for the console script: the same program, its arguments made small.
-SHIM = """#!{python}
-import json, sys
-from pathlib import Path
-from cn_clip.cli import main
 
-small, extra, args = {small!r}, {extra!r}, sys.argv[1:]
-for i, arg in enumerate(args):
-    flag, equals, _ = arg.partition("=")
-    if flag in small:
-        if equals:
-            args[i] = flag + "=" + small[flag]
-        else:
-            args[i + 1] = small[flag]
-given = {{arg.partition("=")[0] for arg in args}}
-status = main(args + [arg for arg in extra.get(args[0], []) if arg.partition("=")[0] not in given])
-if args[:2] == ["data", "sample"]:  # the sample's first rows, in place of all of it
-    folder = Path(args[args.index("--out") + 1])
+def small(args: list[str]) -> list[str]:
+    """A documented command line, made small."""
+    args = list(args)
+    for i, (flag, equals, _) in enumerate([arg.partition("=") for arg in args]):
+        if flag in SMALL:
+            if equals:
+                args[i] = f"{flag}={SMALL[flag]}"
+            else:
+                args[i + 1] = SMALL[flag]
+    given = {arg.partition("=")[0] for arg in args}
+    return args + [arg for arg in EXTRA.get(args[0], []) if arg.partition("=")[0] not in given]
+
+
+def cut(folder: Path) -> None:
+    """Keep the first rows of the sample dataset, in place of all of it."""
     for texts in folder.glob("*_texts.jsonl"):
         rows = [json.loads(line) for line in texts.read_text("utf-8").splitlines()[:24]]
-        images = {{str(i) for row in rows for i in row["image_ids"][:2]}}
         for row in rows:
             row["image_ids"] = row["image_ids"][:2]
-        texts.write_text("".join(json.dumps(row) + "\\n" for row in rows), "utf-8")
+        texts.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+        images = {str(image_id) for row in rows for image_id in row["image_ids"]}
         tsv = texts.with_name(texts.name.replace("_texts.jsonl", "_imgs.tsv"))
         lines = tsv.read_text("utf-8").splitlines(keepends=True)
-        tsv.write_text("".join(line for line in lines if line.split("\\t")[0] in images), "utf-8")
-sys.exit(status)
+        tsv.write_text("".join(line for line in lines if line.split("\t")[0] in images), "utf-8")
+
+
+def serve() -> None:
+    """Run the commands and Python blocks that a page's shell asks for: one process, which imports torch once.
+
+    A request is a line of arguments with \\x1f between them; the answer is a line with the exit status. What the
+    command prints goes to file descriptor 3.
+    """
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(3, 1)
+    for line in sys.stdin:
+        args = line.rstrip("\n").split("\x1f")[:-1]
+        try:
+            if args[0] == "python":
+                exec(compile(Path(args[1]).read_text("utf-8"), args[1], "exec"), {"__name__": "__main__"})
+                status = 0
+            else:
+                status = cli.main(small(args))
+                if args[:2] == ["data", "sample"]:
+                    cut(Path(args[args.index("--out") + 1]))
+        except BaseException:
+            traceback.print_exc()
+            status = 1
+        sys.stdout.flush()
+        print(status, file=answers, flush=True)
+
+
+# Stands before a page's blocks: `cn-clip` and `run-python` are functions that ask the process of `serve`.
+SHELL = """set -euo pipefail
+exec 3>&1
+coproc SERVER {{ exec {python} -c 'import test_docs; test_docs.serve()'; }}
+ask() {{
+    local status
+    printf '%s\x1f' "$@" >&"${{SERVER[1]}}"
+    echo >&"${{SERVER[1]}}"
+    read -r status <&"${{SERVER[0]}}"
+    return "$status"
+}}
+cn-clip() {{ ask "$@"; }}
+run-python() {{ ask python "$1"; }}
 """
 
 
@@ -306,7 +344,7 @@ def write_weights(path: Path, vision: str, text: str) -> None:
 
 @pytest.fixture
 def workplace(tmp_path: Path) -> Path:
-    """A folder with what the pages ask the reader to bring: pictures, pretrained weights; and the shim."""
+    """A folder with what the pages ask the reader to bring: pictures, pretrained weights."""
     from PIL import Image
 
     (tmp_path / "examples").mkdir()
@@ -317,30 +355,27 @@ def workplace(tmp_path: Path) -> Path:
     text.write_text(json.dumps(TINY_TEXT))
     write_weights(tmp_path / "datapath/pretrained_weights/clip_cn_vit-b-16.pt", str(vision), str(text))
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
-    shim = tmp_path / "bin" / "cn-clip"
-    shim.parent.mkdir()
-    shim.write_text(SHIM.format(python=sys.executable, small=SMALL, extra=EXTRA))
-    shim.chmod(0o755)
     return tmp_path
 
 
 def run_page(page: Path, folder: Path, prepare: str = "") -> str:
     """Run a page's blocks marked `run`, in order and in one shell; returns what they print."""
-    script = ["set -euo pipefail", prepare]
+    script = [SHELL.format(python=shlex.quote(sys.executable)), prepare]
     for block in blocks(page):
         if block.marker != "run":
             continue
         script += [f"echo '--- {page.name}:{block.line}'"]
         if block.language == "python":
-            script += [f"{shlex.quote(sys.executable)} - <<'PYTHON'", block.code + "PYTHON"]
+            (folder / f"block_{block.line}.py").write_text(block.code, "utf-8")
+            script += [f"run-python block_{block.line}.py"]
         else:
             script += [block.code]
     # One thread: the models are tiny, and threads that wait for a busy core are what takes time.
-    path = f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    more = {"PYTHONPATH": str(ROOT / "tests"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         ["bash", "-c", "\n".join(script)],
         cwd=folder,
-        env={**os.environ, "PATH": path, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+        env={**os.environ, **more},
         capture_output=True,
         text=True,
         encoding="utf-8",
