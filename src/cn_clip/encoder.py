@@ -91,6 +91,8 @@ class Encoder:
     def encode_images(self, images: Iterable[ImageInput], batch_size: int = 32) -> Vectors:
         """Unit vectors float32 [N, width] of pictures: paths, encoded bytes, PIL pictures or uint8 [H, W, 3].
 
+        One picture alone is a list of one.
+
         Raises:
             UserError: a picture cannot be decoded; the line has its path or its index.
         """
@@ -99,7 +101,13 @@ class Encoder:
     def encode_texts(
         self, texts: Iterable[str], batch_size: int = 64, context_length: int = CONTEXT_LENGTH
     ) -> Vectors:
-        """Unit vectors float32 [N, width] of texts; of one longer than `context_length` pieces, its beginning."""
+        """Unit vectors float32 [N, width] of texts; of one longer than `context_length` pieces, its beginning.
+
+        One text alone is a list of one.
+
+        Raises:
+            UserError: an item is not a string (its index is said), or the tower takes no texts of that length.
+        """
         batches = (vectors for vectors, _ in self.text_vectors(texts, batch_size, context_length))
         return _stack(batches, self.width)
 
