@@ -21,7 +21,6 @@ from torch.nn.functional import interpolate
 
 from cn_clip.checkpoint import (
     Checkpoint,
-    infer_config,
     load_model,
     load_towers,
     load_weights,
@@ -231,7 +230,7 @@ def test_the_architecture_is_told_from_the_shapes(vision: str, text: str) -> Non
     config = model_config(vision, text)
     with torch.device("meta"):
         weights = CLIP(config).state_dict()
-    assert infer_config(Checkpoint(Path("weights.pt"), weights, None, {})) == config
+    assert Checkpoint(Path("weights.pt"), weights, None, {}).architecture() == config
 
 
 def test_an_architecture_that_shapes_do_not_tell(tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +20,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cn_clip.config import TEXT_MODELS, VISION_MODELS, ModelConfig
+from cn_clip.config import ModelConfig
 from cn_clip.errors import UserError
 from cn_clip.files import atomic_path
+from cn_clip.infer import infer_config
 from cn_clip.models.clip import CLIP
 
 
@@ -42,6 +42,14 @@ class Checkpoint:
     state_dict: dict[str, Tensor]
     config: ModelConfig | None
     rest: dict[str, Any]
+
+    def architecture(self) -> ModelConfig:
+        """`config`, or for a file without one what its tensors' shapes tell.
+
+        Raises:
+            UserError: not Chinese-CLIP weights, or towers whose number of heads the shapes do not tell.
+        """
+        return self.config or infer_config(self.state_dict, str(self.path))
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
@@ -121,7 +129,7 @@ def load_model(
     Raises:
         UserError: weights of another architecture; the line says which keys differ.
     """
-    config = config or checkpoint.config or infer_config(checkpoint)
+    config = config or checkpoint.architecture()
     with torch.device("meta"):
         model = CLIP(config)
     load_weights(model, checkpoint.state_dict, str(checkpoint.path), dtype)
@@ -208,68 +216,6 @@ def resize_positions(weights: dict[str, Tensor], model: CLIP) -> dict[str, Tenso
         patches = patches.permute(0, 2, 3, 1).reshape(new * new, -1).to(old.dtype)
         resized[key] = torch.cat([old[:1], patches])
     return resized
-
-
-def infer_config(checkpoint: Checkpoint) -> ModelConfig:
-    """Tell the architecture from the shapes of a published checkpoint's tensors.
-
-    Raises:
-        UserError: not Chinese-CLIP weights, or towers whose number of heads the shapes do not tell.
-    """
-    w = checkpoint.state_dict
-    try:
-        vision = _infer_vision(w)
-        words = w["bert.embeddings.word_embeddings.weight"]
-        text: dict[str, Any] = {
-            "vocab_size": words.shape[0],
-            "text_hidden_size": words.shape[1],
-            "text_num_hidden_layers": _count(w, "bert.encoder.layer."),
-            "text_num_attention_heads": words.shape[1] // 64,
-            "text_intermediate_size": w["bert.encoder.layer.0.intermediate.dense.weight"].shape[0],
-            "text_max_position_embeddings": w["bert.embeddings.position_embeddings.weight"].shape[0],
-            "text_type_vocab_size": w["bert.embeddings.token_type_embeddings.weight"].shape[0],
-        }
-    except KeyError as error:
-        raise UserError(
-            f"{checkpoint.path}: not a Chinese-CLIP checkpoint: no {error.args[0]}; it has {_some(list(w))}"
-        ) from None
-    except (IndexError, TypeError, ValueError):  # a tensor with fewer dimensions, or none of its rows
-        raise UserError(f"{checkpoint.path}: not a Chinese-CLIP checkpoint: tensors of odd shapes") from None
-    widths = {known.get("vision_width") for known in VISION_MODELS.values()}
-    hidden = {known.get("text_hidden_size", 768) for known in TEXT_MODELS.values()}
-    if vision["vision_width"] not in widths or text["text_hidden_size"] not in hidden:
-        raise UserError(
-            f"{checkpoint.path}: not a built-in architecture, and the file does not describe its own: "
-            "give vision_model_name and text_model_name (names or JSON files)"
-        )
-    return ModelConfig.from_dict({**vision, **text}, where=str(checkpoint.path))
-
-
-def _infer_vision(w: dict[str, Tensor]) -> dict[str, Any]:
-    conv = w["visual.conv1.weight"]
-    embed_dim = w["text_projection"].shape[1]
-    if "visual.attnpool.positional_embedding" in w:
-        return {
-            "embed_dim": embed_dim,
-            "image_resolution": 32 * math.isqrt(len(w["visual.attnpool.positional_embedding"]) - 1),
-            "vision_layers": [_count(w, f"visual.layer{i}.") for i in (1, 2, 3, 4)],
-            "vision_width": 2 * conv.shape[0],
-        }
-    patch, width = conv.shape[-1], conv.shape[0]
-    heads = {known["vision_width"]: known.get("vision_head_width", 64) for known in VISION_MODELS.values()}
-    return {
-        "embed_dim": embed_dim,
-        "image_resolution": patch * math.isqrt(len(w["visual.positional_embedding"]) - 1),
-        "vision_layers": _count(w, "visual.transformer.resblocks."),
-        "vision_width": width,
-        "vision_patch_size": patch,
-        "vision_head_width": heads.get(width, 64),
-    }
-
-
-def _count(keys: Iterable[str], prefix: str) -> int:
-    """How many numbered modules there are under `prefix`."""
-    return len({key.removeprefix(prefix).split(".")[0] for key in keys if key.startswith(prefix)})
 
 
 def _some(names: list[str], most: int = 3) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from cn_clip.checkpoint import infer_config, load_model, load_towers, read_checkpoint
+from cn_clip.checkpoint import load_model, load_towers, read_checkpoint
 from cn_clip.config import CONTEXT_LENGTH, ModelConfig, model_config
 from cn_clip.errors import UserError
 from cn_clip.models.clip import CLIP
@@ -86,7 +86,7 @@ def load_from_name(
         if not (vision_model_name and text_model_name):
             raise UserError("give vision_model_name and text_model_name together")
         config = model_config(vision_model_name, text_model_name)
-    config = config or checkpoint.config or infer_config(checkpoint)
+    config = config or checkpoint.architecture()
     if input_resolution:
         config = _at_resolution(config, input_resolution)
     model = load_model(checkpoint, config, PRECISIONS[precision])

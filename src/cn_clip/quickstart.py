@@ -96,8 +96,8 @@ def report(out: Path, data: Path, run: Path) -> None:
     write_report(
         out / "report.html",
         "Chinese CLIP, from scratch in minutes 几分钟从零训练的中文 CLIP",
-        "A small image tower and a small text tower, trained on this machine on drawings of emoji and their Chinese "
-        "names. The pictures below were found by typing the Chinese text; right ones have a green frame.",
+        "A small image tower and a small text tower, trained on this machine on drawings of emoji and their "
+        "Chinese names. The pictures below were found by typing the Chinese text; right ones have a green frame.",
         recall,
         queries,
         curves,
