@@ -22,7 +22,7 @@ COMMAND = [sys.executable, "-m", "cn_clip"]
 
 def run(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
     command = [*COMMAND, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=120, **options)
+    return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", **options)
 
 
 def test_the_overview_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
@@ -200,26 +200,33 @@ def test_ctrl_c_in_a_real_process(tmp_path: Path) -> None:
         pipe.flush()
         time.sleep(0.5)
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate()
     assert process.returncode == 130
     assert (out, err) == ("", "cn-clip: stopped\n")
     assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
 
 
-@pytest.mark.parametrize("verb", [["--help"], ["models"]])
-def test_a_reader_that_goes_away(verb: list[str]) -> None:
-    process = subprocess.Popen([*COMMAND, *verb], stdout=-1, stderr=-1, text=True)
+@pytest.fixture(params=["", "1"], ids=["buffered", "unbuffered"])
+def buffering(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Buffered output fails when it is flushed, unbuffered output when it is printed."""
+    monkeypatch.setenv("PYTHONUNBUFFERED", request.param)
+
+
+@pytest.mark.usefixtures("buffering")
+def test_a_reader_that_goes_away() -> None:
+    process = subprocess.Popen([*COMMAND, "--help"], stdout=-1, stderr=-1, text=True)
     assert process.stdout is not None
     assert process.stderr is not None
     process.stdout.close()
     assert process.stderr.read() == ""
-    assert process.wait(timeout=60) == 1
+    assert process.wait() == 1
     process.stderr.close()
 
 
+@pytest.mark.usefixtures("buffering")
 def test_standard_output_that_is_full() -> None:
     with open("/dev/full", "w") as full:
-        done = subprocess.run([*COMMAND, "models"], stdout=full, stderr=-1, text=True, timeout=60)
+        done = subprocess.run([*COMMAND, "--help"], stdout=full, stderr=-1, text=True)
     assert done.returncode == 1
     assert done.stderr.startswith("cn-clip: error: ")
     assert "No space left on device" in done.stderr
@@ -235,7 +242,7 @@ MODULES = "import json, sys; print('MODULES', json.dumps(sorted({name.split('.')
 
 def modules_after(code: str) -> set[str]:
     script = f"{code}\n{MODULES}"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     return set(json.loads(done.stdout.rpartition("MODULES")[2]))
 
 
