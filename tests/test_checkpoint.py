@@ -340,7 +340,7 @@ def make_files(folder: Path) -> dict[str, tuple[Path, str]]:
         "listed.pt": "not a checkpoint: expected a state_dict of tensors, found state_dict",
         "other.pt": "not a checkpoint: expected a state_dict of tensors, found epoch, optimizer",
         "module.pt": "refused: the file holds more than weights",
-        "script.pt": "a TorchScript archive is a program, not weights; use the same model's Hugging Face or",
+        "script.pt": "a TorchScript archive is a program, not weights; use the same model's state dict",
     }
     return {name: (folder / name, text) for name, text in said.items()}
 

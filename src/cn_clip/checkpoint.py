@@ -267,8 +267,8 @@ def _check_container(path: Path) -> bool:
         raise UserError(f"{path}: truncated or damaged; copy it again") from None
     if any("/code/" in name for name in names):
         raise UserError(
-            f"{path}: a TorchScript archive is a program, not weights; use the same model's Hugging Face or "
-            "safetensors form"
+            f"{path}: a TorchScript archive is a program, not weights; use the same model's state dict "
+            "(.pt or .safetensors)"
         )
     if not any(name.endswith("data.pkl") for name in names):
         raise UserError(f"{path}: a zip archive, but not a checkpoint")
