@@ -25,7 +25,7 @@ def config() -> TrainConfig:
         eps=1e-6,
         wd=0.1,
         warmup=50,
-        max_steps=1000,
+        max_steps=730,
         valid_epoch_interval=None,
         valid_step_interval=200,
         save_epoch_frequency=-1,
