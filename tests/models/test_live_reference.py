@@ -66,6 +66,16 @@ def test_positions_of_another_resolution(case: str, reference: dict[str, np.ndar
     assert_close(features, reference[f"positions {case}"], case)
 
 
+def test_batch_statistics_of_many_pixels_keep_the_digits_of_float32() -> None:
+    """65,536 values a channel, far from zero: a plain float32 sum is off by 1e-4."""
+    config = {**CASES["resnet"], "image_resolution": 128, "vision_layers": [1, 1, 1, 1]}
+    model = ours(config).visual.train()
+    pictures = inputs(config, batch=16)[0] + 3
+    with torch.no_grad():
+        single, double = model(pictures), model.double()(pictures.double())
+    assert_close(single.numpy(), double.numpy(), "features")
+
+
 def of_case(reference: dict[str, np.ndarray], case: str) -> dict[str, np.ndarray]:
     return {k.removeprefix(f"{case}/"): v for k, v in reference.items() if k.startswith(f"{case}/")}
 
