@@ -17,13 +17,21 @@ def run_reference(target: str | Path, *arguments: object, reference: Path = ROOT
     """
     if not (reference / "cn_clip").is_dir():
         raise AssertionError(f"the reference is not installed in {reference}; run: make test")
-    command = [sys.executable, ROOT / "benchmarks" / "reference_cpu.py", target, *arguments]
+    shim = ROOT / "benchmarks" / "reference_cpu.py"
+    return run_python(shim, target, *arguments, REFERENCE=str(reference), PYTHONWARNINGS="ignore")
+
+
+def run_python(*arguments: object, **environment: str) -> str:
+    """Run this Python with some arguments; returns its standard output.
+
+    One thread: what runs here is small, and threads that wait for each other on a busy machine take minutes.
+    """
     done = subprocess.run(
-        [str(part) for part in command],
-        env={**os.environ, "REFERENCE": str(reference), "PYTHONWARNINGS": "ignore"},
+        [sys.executable, *(str(part) for part in arguments)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
         capture_output=True,
         text=True,
         encoding="utf-8",
     )
-    assert done.returncode == 0, f"{target} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    assert done.returncode == 0, f"{arguments} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
     return done.stdout
