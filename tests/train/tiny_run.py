@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+import tiny
 from cn_clip.data.build_lmdb import build_lmdb
 from cn_clip.train.config import TrainConfig
 from cn_clip.train.loop import train
@@ -34,19 +35,7 @@ RESNET = {
     "vision_width": 8,
     "vision_head_width": 64,
 }
-BERT = {
-    "vocab_size": 21128,
-    "text_attention_probs_dropout_prob": 0.1,
-    "text_hidden_act": "gelu",
-    "text_hidden_dropout_prob": 0.1,
-    "text_hidden_size": 32,
-    "text_initializer_range": 0.02,
-    "text_intermediate_size": 64,
-    "text_max_position_embeddings": 64,
-    "text_num_attention_heads": 2,
-    "text_num_hidden_layers": 2,
-    "text_type_vocab_size": 2,
-}
+BERT = {**tiny.BERT, "text_num_hidden_layers": 2}
 COLOURS = {
     "红": (220, 30, 30),
     "绿": (30, 200, 40),
