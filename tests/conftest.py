@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import resource
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+
+# A suite started in the background ignores Ctrl-C, and so would every program that it starts and interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
