@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pytest
 from oracle import run_reference
 from varied_lines import code_points, varied_lines
 
 from cn_clip.tokenizer import default_tokenizer
 
+pytestmark = pytest.mark.timeout(900)  # seconds when the machine is idle, minutes when it is not
 LINES = 105_000
 
 

@@ -27,6 +27,7 @@ from run_training import (
 from cn_clip.config import ModelConfig
 from cn_clip.models.clip import CLIP
 
+pytestmark = pytest.mark.timeout(900)  # seconds when the machine is idle, minutes when it is not
 STEPS, EPOCHS = 20, 4
 # Batch norm over sixteen pictures amplifies rounding: at 1e-3, two runs of one trainer whose initial weights
 # differ by 1e-7 part by 1e-2 in twenty steps.
