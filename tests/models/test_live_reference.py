@@ -16,6 +16,8 @@ from cn_clip.checkpoint import Checkpoint, load_model
 from cn_clip.config import ModelConfig
 from cn_clip.models.clip import CLIP
 
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
+
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:

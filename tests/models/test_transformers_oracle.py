@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from filling import fill
 from transformers import ChineseCLIPConfig, ChineseCLIPModel
@@ -54,6 +55,7 @@ def their_weights(ours: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return theirs
 
 
+@pytest.mark.usefixtures("one_torch_thread")
 def test_features_equal_those_of_transformers() -> None:
     model = CLIP(ModelConfig(VISION, TEXT)).eval()
     fill(model.state_dict().items())
