@@ -140,7 +140,7 @@ class PairDataset(Dataset[Any]):
         pixels = np.stack([self.images.pixels(i) for i in image_ids])
         if self.augment == "light":
             return LightAugment()(pixels, seeds)
-        return torch.from_numpy(np.ascontiguousarray(normalise(pixels)))
+        return torch.from_numpy(normalise(pixels))
 
     def known_pairs(self) -> Tensor:
         """The keys (`pair_keys`) of all pairs, int64, sorted: what makes a pair known to be right."""
@@ -252,7 +252,7 @@ class _Images(Dataset[Any]):
             pixels = np.stack([self.source.pixels(self.ids[i]) for i in indices])
         except UserError as error:
             return UserError(str(error))
-        return torch.from_numpy(np.ascontiguousarray(normalise(pixels)))
+        return torch.from_numpy(normalise(pixels))
 
 
 def padded(samples: int, multiple: int) -> int:

@@ -6,10 +6,12 @@ cn-clip extract --extract-image-feats --extract-text-feats --image-data lmdb/tes
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Literal
+
+from PIL.Image import Image
 
 from cn_clip.config import CONTEXT_LENGTH, DEFAULT_TEXT_MODEL, DEFAULT_VISION_MODEL
 from cn_clip.data.formats import Text, read_texts
@@ -112,12 +114,12 @@ def extract_images(encoder: Encoder, image_data: Path, output: Path, batch_size:
     images = LmdbImages(image_data)
     ids = images.ids()
 
-    def decoder(image_id: int | str) -> Callable[[], object]:
-        return partial(lambda i: decode_image(images[i], images.where(i)), image_id)
+    def decode(image_id: int | str) -> Image:
+        return decode_image(images[image_id], images.where(image_id))
 
     done = 0
     with FeatureWriter(output, "image_id") as writer, progress(total=len(ids), desc="images", unit="img") as bar:
-        for vectors in encoder.image_vectors(map(decoder, ids), batch_size):
+        for vectors in encoder.image_vectors((partial(decode, i) for i in ids), batch_size):
             writer.write(ids[done : done + len(vectors)], vectors)
             done += len(vectors)
             bar.update(len(vectors))
