@@ -26,9 +26,11 @@ from cn_clip.checkpoint import (
     load_weights,
     read_checkpoint,
     write_checkpoint,
+    write_weights,
 )
 from cn_clip.clip import load_from_name, tokenize
 from cn_clip.config import TEXT_MODELS, VISION_MODELS, ModelConfig, model_config
+from cn_clip.containers import write_safetensors
 from cn_clip.errors import UserError
 from cn_clip.models.clip import CLIP
 from tiny import BERT, RESNET, TEXTS, VIT, save_ours, tiny_model, write_json
@@ -500,3 +502,104 @@ def test_a_full_disk_leaves_the_old_checkpoint(small_disk: Path) -> None:
     assert "\n" not in str(caught.value)
     assert path.read_bytes() == before
     assert [file.name for file in small_disk.iterdir()] == ["epoch_latest.pt"]
+
+
+DTYPES = [None, torch.float32, torch.float16, torch.bfloat16]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("vision", [VIT, RESNET], ids=["vit", "resnet"])
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_weights_describe_themselves(
+    suffix: str, vision: dict[str, Any], dtype: torch.dtype | None, tmp_path: Path
+) -> None:
+    model = tiny_model(vision)
+    path = tmp_path / f"weights{suffix}"
+    write_weights(path, model.state_dict(), model.config, dtype, {"name": "tiny", "steps": 7})
+    checkpoint = read_checkpoint(path)
+    assert checkpoint.config == model.config
+    assert checkpoint.rest["name"] == "tiny"
+    assert str(checkpoint.rest["steps"]) == "7"
+    expected = {
+        k: v.to(dtype) if dtype and v.is_floating_point() and v.ndim else v for k, v in model.state_dict().items()
+    }
+    for key, value in expected.items():
+        assert checkpoint.state_dict[key].dtype == value.dtype
+    loaded, _ = load_from_name(str(path), "cpu")
+    assert_same_weights(loaded, expected)  # in float32, whatever the file has
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_the_same_weights_are_the_same_bytes(suffix: str, tmp_path: Path) -> None:
+    config = tiny_model().config
+    for name in ("one", "another"):
+        # The other order of metadata, and tensors that are views of something larger.
+        weights = tiny_model().state_dict()
+        metadata = {"a": "1", "b": "2"} if name == "one" else {"b": "2", "a": "1"}
+        if name == "another":
+            weights = {k: torch.stack([v, v])[1] for k, v in weights.items()}
+        if suffix == ".pt":  # a pickle keeps the order of its dictionary
+            metadata = dict(sorted(metadata.items()))
+        write_weights(tmp_path / f"{name}{suffix}", weights, config, torch.float16, metadata)
+    assert (tmp_path / f"one{suffix}").read_bytes() == (tmp_path / f"another{suffix}").read_bytes()
+    assert (tmp_path / f"one{suffix}").stat().st_size < 2.3 * sum(v.numel() for v in weights.values())
+
+
+def test_the_library_reads_our_safetensors(tmp_path: Path) -> None:
+    from safetensors import safe_open
+
+    tensors = {
+        "word": torch.arange(6.0).reshape(2, 3).t(),
+        "empty": torch.ones(0, 4),
+        "scale": torch.tensor(4.6),
+        "half": torch.ones(3, dtype=torch.bfloat16),
+        "flag": torch.tensor([True, False, True]),
+        "count": torch.tensor(7),
+        "双": torch.ones(1, dtype=torch.float64),
+    }
+    write_safetensors(tmp_path / "w.safetensors", tensors, {"name": "一", "a": "b"})
+    with safe_open(tmp_path / "w.safetensors", framework="pt") as file:
+        assert file.metadata() == {"name": "一", "a": "b"}
+        assert set(file.keys()) == set(tensors)
+        for name, tensor in tensors.items():
+            assert file.get_tensor(name).dtype == tensor.dtype
+            assert torch.equal(file.get_tensor(name), tensor)
+
+
+def test_names_as_the_reference_trainer_has_them(tmp_path: Path) -> None:
+    model = tiny_model()
+    write_weights(tmp_path / "w.pt", model.state_dict(), model.config, prefix="module.")
+    content = torch.load(tmp_path / "w.pt", weights_only=True)
+    assert list(content["state_dict"]) == [f"module.{key}" for key in model.state_dict()]
+    assert_same_weights(load_from_name(str(tmp_path / "w.pt"), "cpu")[0], model.state_dict())
+
+
+def test_a_number_that_half_precision_cannot_hold(tmp_path: Path) -> None:
+    model = tiny_model()
+    weights = {**model.state_dict(), "text_projection": model.text_projection.detach() * 1e6}
+    with pytest.raises(UserError, match=r"w.pt: text_projection holds .*, too large for torch.float16: choose bf"):
+        write_weights(tmp_path / "w.pt", weights, model.config, torch.float16)
+    assert list(tmp_path.iterdir()) == []
+    write_weights(tmp_path / "w.pt", weights, model.config, torch.bfloat16)
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_a_full_disk_leaves_the_old_weights(suffix: str, small_disk: Path) -> None:
+    path, model = small_disk / f"w{suffix}", tiny_model()
+    small = {"a": torch.ones(3)}
+    write_weights(path, small, model.config)
+    before = path.read_bytes()
+    with pytest.raises(UserError) as caught:
+        write_weights(path, model.state_dict(), model.config)
+    assert str(caught.value).startswith(f"{path}: cannot write")
+    assert "\n" not in str(caught.value)
+    assert path.read_bytes() == before
+    assert [file.name for file in small_disk.iterdir()] == [path.name]
+
+
+def test_an_architecture_in_a_header_that_is_none(tmp_path: Path) -> None:
+    weights = tiny_model().state_dict()
+    for text, said in (('{"embed_dim": 24}', "vision_layers must be"), ("{", "does not describe its own")):
+        write_safetensors(tmp_path / "w.safetensors", weights, {"model_config": text})
+        with pytest.raises(UserError, match=said):
+            load_from_name(str(tmp_path / "w.safetensors"), "cpu")

@@ -6,12 +6,10 @@ may carry `module.` before them, a BERT pooler, or flash-attention names; `read_
 
 from __future__ import annotations
 
+import json
 import math
 import os
-import pickle
-import re
-import warnings
-import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cn_clip.config import ModelConfig
+from cn_clip.containers import SAFETENSORS, read_container, write_checkpoint, write_safetensors
 from cn_clip.errors import UserError
-from cn_clip.files import atomic_path
 from cn_clip.infer import infer_config
 from cn_clip.models.clip import CLIP
 
@@ -59,7 +57,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         UserError: missing, truncated, not a file of weights, or one that would run code.
     """
     path = Path(path)
-    content = _read(path)
+    content = read_container(path)
     weights = content.get("state_dict", content)
     named = isinstance(weights, dict) and all(isinstance(key, str) for key in weights)
     if not named or not weights or not all(isinstance(value, Tensor) for value in weights.values()):
@@ -74,20 +72,50 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         raise UserError(f"{path}: {error}") from None
 
 
-def write_checkpoint(path: str | os.PathLike[str], content: dict[str, Any]) -> None:
-    """`torch.save` under a temporary name, then rename: a reader sees the old file or the whole new one.
+def write_weights(
+    path: str | os.PathLike[str],
+    state_dict: Mapping[str, Tensor],
+    config: ModelConfig,
+    dtype: torch.dtype | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    prefix: str = "",
+) -> None:
+    """A file of weights that describes itself: `.safetensors` by that ending, else `.pt` in the published layout.
+
+    The same weights give the same bytes, whole or not at all. `read_checkpoint` finds the architecture again
+    (`model_config`; JSON in the header of a `.safetensors` file), and loading makes float32 of half precision.
+
+    Args:
+        path: the file to write.
+        state_dict: tensors under the published names.
+        config: their architecture.
+        dtype: float32, float16 or bfloat16 of the matrices; None writes every tensor as it is. Whole numbers
+            and single ones (`logit_scale`) stay as they are: rounding them would save nothing.
+        metadata: what else the file is to say (`epoch`, `step`, `name`, …); text in a `.safetensors` file.
+        prefix: before every name; `module.` is what the reference's trainer goes on from.
 
     Raises:
-        UserError: the disk is full, or the folder cannot be written.
+        UserError: a number too large for `dtype`, the disk is full, or the folder cannot be written.
     """
-    with atomic_path(path) as temporary:
-        try:
-            with open(temporary, "wb") as file:
-                torch.save(content, file)
-                file.flush()
-                os.fsync(file.fileno())
-        except RuntimeError as error:  # torch's zip writer hides the operating system's error
-            raise UserError(f"{path}: cannot write the checkpoint (is the disk full?): {error}") from None
+    tensors = {prefix + name: _as_written(f"{path}: {name}", t, dtype) for name, t in state_dict.items()}
+    described = {**(metadata or {}), "model_config": config.to_dict()}
+    if Path(path).suffix == SAFETENSORS:
+        # "format" is what other readers of the format ask for.
+        text = {"format": "pt", **{k: v if isinstance(v, str) else json.dumps(v) for k, v in described.items()}}
+        write_safetensors(path, tensors, text)
+    else:
+        write_checkpoint(path, {**described, "state_dict": tensors})
+
+
+def _as_written(where: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """The tensor in `dtype`, alone in its storage: a view would take everything it is a view of along."""
+    plain = tensor.detach().cpu().contiguous()
+    if dtype and plain.is_floating_point() and plain.ndim:
+        rounded = plain.to(dtype)
+        if not rounded.isfinite().all() and plain.isfinite().all():
+            raise UserError(f"{where} holds {plain.abs().max():.3g}, too large for {dtype}: choose bfloat16")
+        plain = rounded
+    return plain.clone() if plain.untyped_storage().nbytes() != plain.nbytes else plain
 
 
 def plain_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -220,84 +248,3 @@ def resize_positions(weights: dict[str, Tensor], model: CLIP) -> dict[str, Tenso
 
 def _some(names: list[str], most: int = 3) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
-def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise UserError(f"{path}: {'a folder, not a' if path.is_dir() else 'no such'} checkpoint file")
-    if path.stat().st_size == 0:
-        raise UserError(f"{path}: the file is empty (0 bytes)")
-    if path.suffix == ".safetensors":
-        return _read_safetensors(path)
-    zipped = _check_container(path)
-    try:
-        with torch.serialization.safe_globals(_numpy_scalars()), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of pickles that are refused below, or old storages
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except pickle.UnpicklingError as error:
-        # The unpickler's words for a class or function outside its list, and for one on its black list.
-        if re.search("unsupported (global|class)", str(error), re.IGNORECASE):
-            raise UserError(
-                f"{path}: refused: the file holds more than weights, and reading the rest could run code"
-            ) from None
-        raise UserError(f"{path}: not a checkpoint, or a damaged one; copy it again") from None
-    except Exception:  # on damaged bytes the unpickler may raise nearly anything
-        raise UserError(f"{path}: truncated or damaged, or not a checkpoint; copy it again") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: not a checkpoint: expected a dictionary, found {type(content).__name__}")
-    return content
-
-
-def _check_container(path: Path) -> bool:
-    """True for a zip archive (torch 1.6 and later), False for the pickles that `torch.save` wrote before.
-
-    Raises:
-        UserError: neither of the two, or a TorchScript archive.
-    """
-    with open(path, "rb") as file:
-        magic = file.read(2)
-    if magic != b"PK":
-        if not magic.startswith(b"\x80"):  # a pickle's first byte
-            raise UserError(f"{path}: not a checkpoint: neither a .pt nor a .safetensors file")
-        return False
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-    except Exception:  # a damaged directory may ask for anything
-        raise UserError(f"{path}: truncated or damaged; copy it again") from None
-    if any("/code/" in name for name in names):
-        raise UserError(
-            f"{path}: a TorchScript archive is a program, not weights; use the same model's state dict "
-            "(.pt or .safetensors)"
-        )
-    if not any(name.endswith("data.pkl") for name in names):
-        raise UserError(f"{path}: a zip archive, but not a checkpoint")
-    return True
-
-
-def _read_safetensors(path: Path) -> dict[str, Any]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return dict(load_file(path))
-    except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{path}: not a safetensors file, or a damaged one: {error}") from None
-
-
-def _numpy_scalars() -> list[Any]:
-    """The reference's schedule leaves NumPy numbers in its optimizer states: admit those, and nothing else."""
-    import _codecs
-
-    import numpy as np
-
-    core = getattr(np, "_core", None) or np.core
-    scalar = core.multiarray.scalar
-    dtypes = [type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64)]
-    return [
-        (scalar, "numpy.core.multiarray.scalar"),
-        (scalar, "numpy._core.multiarray.scalar"),
-        np.dtype,
-        _codecs.encode,
-        *dtypes,
-    ]
