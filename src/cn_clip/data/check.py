@@ -6,33 +6,17 @@ Memory: the ids and a 16-byte digest of each image; images are decoded in severa
 
 from __future__ import annotations
 
-import hashlib
-import os
 import warnings
-from collections import Counter, deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from io import BytesIO
+from collections import Counter
 from pathlib import Path
-from typing import NamedTuple
 
-from PIL import Image
-
-from cn_clip.data.formats import (
-    IdType,
-    LineError,
-    Text,
-    decode_base64,
-    parse_id,
-    parse_image,
-    parse_text,
-    read_lines,
-)
+from cn_clip.data.formats import IdType, LineError, Text, parse_id, parse_text, read_lines
 from cn_clip.data.lmdb import LmdbDataset, close
+from cn_clip.data.pictures import look_at
 from cn_clip.errors import UserError
+from cn_clip.parallel import threads_or_default
 from cn_clip.progress import progress
 from cn_clip.tokenizer import default_tokenizer
-from cn_clip.transform import MAX_PIXELS, decode_image
 
 _TEXTS_AT_ONCE = 1000
 
@@ -49,13 +33,9 @@ def check(
         max_problems: how many problems of each kind are shown; all are counted.
         threads: threads that decode images; by default one a core.
     """
-    found = find_splits(data_dir)
-    names = list(dict.fromkeys(name.strip() for name in splits.split(",") if name.strip())) or found
-    unknown = [name for name in names if name not in found]
-    if unknown:
-        raise UserError(f"{data_dir}: no split {unknown[0]!r}; there are {', '.join(found)}")
+    names = choose_splits(data_dir, splits)
     report = Report(max_problems)
-    checker = _Checker(data_dir, context_length, threads if threads > 0 else os.cpu_count() or 1, report)
+    checker = _Checker(data_dir, context_length, threads_or_default(threads), report)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's about odd metadata
         for name in names:
@@ -78,6 +58,20 @@ def find_splits(data_dir: Path) -> list[str]:
         )
     order = {"train": 0, "valid": 1, "val": 1, "test": 2}
     return sorted(found, key=lambda name: (order.get(name, 3), name))
+
+
+def choose_splits(data_dir: Path, splits: str) -> list[str]:
+    """The splits that a flag names, separated by commas; all of the dataset's when it is empty.
+
+    Raises:
+        UserError: the dataset has no such split, or none at all.
+    """
+    found = find_splits(data_dir)
+    names = list(dict.fromkeys(name.strip() for name in splits.split(",") if name.strip())) or found
+    unknown = [name for name in names if name not in found]
+    if unknown:
+        raise UserError(f"{data_dir}: no split {unknown[0]!r}; there are {', '.join(found)}")
+    return names
 
 
 class Report:
@@ -115,16 +109,6 @@ class Report:
         return "\n".join(lines if self.total else [*lines[:-1], "no problem found"])
 
 
-class _Look(NamedTuple):
-    """What decoding one image told."""
-
-    line: int
-    image_id: str  # empty when the line is broken
-    problem: tuple[str, str] | None = None  # kind, message
-    digest: bytes = b""
-    mode: str = ""  # an unusual but readable one
-
-
 class _Checker:
     def __init__(self, data_dir: Path, context_length: int, threads: int, report: Report) -> None:
         self.data_dir = data_dir
@@ -154,7 +138,7 @@ class _Checker:
     def _images(self, tsv: Path, split: str, images: dict[str, int]) -> None:
         modes: Counter[str] = Counter()
         repeated = 0
-        for look in self._decode(tsv):
+        for look in look_at(tsv, self.threads):
             where = f"{tsv}:{look.line}"
             if look.image_id in images:
                 first = images[look.image_id]
@@ -166,7 +150,7 @@ class _Checker:
             if look.problem:
                 self.report.add(*look.problem)
                 continue
-            modes[look.mode] += 1
+            modes[look.unusual] += 1
             other, line = self.pictures.setdefault(look.digest, (split, look.line))
             if other != split:
                 self.report.add(
@@ -182,22 +166,6 @@ class _Checker:
         ]
         notes += [f"{repeated} pictures that the split holds under another id already"] if repeated else []
         self.report.notes += [f"{split}: {note}" for note in notes]
-
-    def _decode(self, tsv: Path) -> Iterator[_Look]:
-        """Decode in threads (Pillow releases the lock), a few images ahead; results in the order of the lines."""
-        waiting: deque[Future[_Look]] = deque()
-        executor = ThreadPoolExecutor(self.threads)
-        try:
-            with progress(total=tsv.stat().st_size, desc=tsv.name, unit="B") as bar:
-                for number, line in read_lines(tsv):
-                    bar.update(len(line) + 1)
-                    waiting.append(executor.submit(_look, line, number, f"{tsv}:{number}"))
-                    if len(waiting) > 2 * self.threads:
-                        yield waiting.popleft().result()
-                while waiting:
-                    yield waiting.popleft().result()
-        finally:
-            executor.shutdown(cancel_futures=True)
 
     def _texts(self, jsonl: Path, split: str, images: dict[str, int], tsv: Path) -> tuple[int, int]:
         seen: dict[str, int] = {}  # text id -> line
@@ -275,36 +243,3 @@ class _Checker:
         finally:
             close(path / "imgs")
             close(path / "pairs")
-
-
-def _look(line: bytes, number: int, where: str) -> _Look:
-    image_id = ""
-    try:
-        image_id, encoded, _ = parse_image(line, where)
-        where = f"{where}: image {image_id}"
-        data = decode_base64(encoded, where)
-    except LineError as error:
-        return _Look(number, image_id, (error.kind, str(error)))
-    mode, kind = "", "undecodable image" if data else "zero-byte image"
-    try:
-        with Image.open(BytesIO(data)) as header:
-            if header.width * header.height > MAX_PIXELS:
-                kind = "decompression bomb"
-            mode = _unusual(header)
-    except Image.DecompressionBombError:
-        kind = "decompression bomb"
-    except Exception:  # decode_image says what it is
-        mode = ""
-    try:
-        decode_image(data, where)
-    except UserError as error:
-        return _Look(number, image_id, (kind, str(error)))
-    return _Look(number, image_id, None, hashlib.blake2b(data, digest_size=16).digest(), mode)
-
-
-def _unusual(image: Image.Image) -> str:
-    if getattr(image, "is_animated", False):
-        return "animated"
-    if image.mode.startswith("I"):
-        return "16-bit"
-    return {"CMYK": "CMYK", "P": "palette", "F": "floating-point"}.get(image.mode, "")
