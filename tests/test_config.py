@@ -137,3 +137,35 @@ def assert_refused(vision: str, text: str, start: str, message: str) -> None:
     assert line.startswith(start)
     assert message in line
     assert "\n" not in line
+
+
+# Fields of ours, for towers of other origin
+
+
+def test_our_fields_are_written_only_where_they_say_something() -> None:
+    plain = ModelConfig.from_dict({**VIT, **BERT})
+    assert set(plain.to_dict()) == {*VIT, *BERT}
+    assert plain.vision.mlp_width == 192
+    flat = {**VIT, **BERT, "vision_hidden_act": "gelu", "vision_intermediate_size": 100}
+    flat |= {"text_pooler": True, "text_projection_bias": True}
+    config = ModelConfig.from_dict(flat)
+    assert config.to_dict() == flat
+    assert config.vision.mlp_width == 100
+
+
+@pytest.mark.parametrize(
+    ("field", "line"),
+    [
+        ({"vision_hidden_act": "relu"}, "vision_hidden_act must be quick_gelu or gelu, not relu"),
+        ({"vision_intermediate_size": 0}, "vision_intermediate_size must be a whole number of 1 or more, not 0"),
+        ({"text_pooler": 1}, "text_pooler must be true or false, not 1"),
+        (
+            {**RESNET, "vision_hidden_act": "gelu"},
+            "a ResNet has no vision_hidden_act and no vision_intermediate_size",
+        ),
+    ],
+)
+def test_wrong_fields_of_ours(field: dict[str, Any], line: str) -> None:
+    with pytest.raises(UserError) as caught:
+        ModelConfig.from_dict({**VIT, **BERT, **field}, "vit.json")
+    assert str(caught.value) == f"vit.json: {line}"

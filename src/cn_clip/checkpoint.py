@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cn_clip.config import ModelConfig
-from cn_clip.containers import SAFETENSORS, read_container, write_checkpoint, write_safetensors
+from cn_clip.containers import SAFETENSORS, as_written, read_container, write_checkpoint, write_safetensors
 from cn_clip.errors import UserError
 from cn_clip.infer import infer_config
 from cn_clip.models.clip import CLIP
@@ -97,7 +97,7 @@ def write_weights(
     Raises:
         UserError: a number too large for `dtype`, the disk is full, or the folder cannot be written.
     """
-    tensors = {prefix + name: _as_written(f"{path}: {name}", t, dtype) for name, t in state_dict.items()}
+    tensors = {prefix + name: as_written(f"{path}: {name}", t, dtype) for name, t in state_dict.items()}
     described = {**(metadata or {}), "model_config": config.to_dict()}
     if Path(path).suffix == SAFETENSORS:
         # "format" is what other readers of the format ask for.
@@ -105,17 +105,6 @@ def write_weights(
         write_safetensors(path, tensors, text)
     else:
         write_checkpoint(path, {**described, "state_dict": tensors})
-
-
-def _as_written(where: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """The tensor in `dtype`, alone in its storage: a view would take everything it is a view of along."""
-    plain = tensor.detach().cpu().contiguous()
-    if dtype and plain.is_floating_point() and plain.ndim:
-        rounded = plain.to(dtype)
-        if not rounded.isfinite().all() and plain.isfinite().all():
-            raise UserError(f"{where} holds {plain.abs().max():.3g}, too large for {dtype}: choose bfloat16")
-        plain = rounded
-    return plain.clone() if plain.untyped_storage().nbytes() != plain.nbytes else plain
 
 
 def plain_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:

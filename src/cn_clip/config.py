@@ -23,7 +23,8 @@ class VisionConfig:
     """The image tower: a ViT where `vision_layers` is a number, a ModifiedResNet where it is four.
 
     `vision_width` is the ViT's width or the ResNet's stem width; a ViT has `width / vision_head_width` heads,
-    a ResNet's attention pooling `32 * width / vision_head_width`.
+    a ResNet's attention pooling `32 * width / vision_head_width`. The last two fields are ours, for image towers
+    of other origin: `gelu` instead of OpenAI CLIP's `quick_gelu`, and an MLP of another width than four times.
     """
 
     embed_dim: int
@@ -32,6 +33,8 @@ class VisionConfig:
     vision_width: int
     vision_patch_size: int | None = None
     vision_head_width: int = 64
+    vision_hidden_act: str = "quick_gelu"
+    vision_intermediate_size: int | None = None
 
     @property
     def is_resnet(self) -> bool:
@@ -43,10 +46,19 @@ class VisionConfig:
         """Attention heads: of every ViT block, or of the ResNet's attention pooling."""
         return self.vision_width * (32 if self.is_resnet else 1) // self.vision_head_width
 
+    @property
+    def mlp_width(self) -> int:
+        """Width of the wide half of a ViT's MLPs."""
+        return self.vision_intermediate_size or 4 * self.vision_width
+
 
 @dataclass(frozen=True)
 class TextConfig:
-    """The text tower: a BERT without pooler (post-LN, exact GELU, LayerNorm eps 1e-12)."""
+    """The text tower: a BERT without pooler (post-LN, exact GELU, LayerNorm eps 1e-12).
+
+    The last two fields are ours, for text towers of other origin (Taiyi-CLIP): BERT's pooler, a dense layer and
+    tanh on [CLS], before the projection, and a bias after it.
+    """
 
     vocab_size: int = 21128
     text_hidden_size: int = 768
@@ -59,6 +71,17 @@ class TextConfig:
     text_max_position_embeddings: int = 512
     text_type_vocab_size: int = 2
     text_initializer_range: float = 0.02
+    text_pooler: bool = False
+    text_projection_bias: bool = False
+
+
+# Fields that the published schema lacks: written only where they say something.
+_OURS: dict[str, Any] = {
+    "vision_hidden_act": "quick_gelu",
+    "vision_intermediate_size": None,
+    "text_pooler": False,
+    "text_projection_bias": False,
+}
 
 
 @dataclass(frozen=True)
@@ -73,7 +96,7 @@ class ModelConfig:
         flat = {**asdict(self.vision), **asdict(self.text)}
         if self.vision.is_resnet:
             flat["vision_layers"] = list(flat["vision_layers"])
-        return flat
+        return {name: value for name, value in flat.items() if name not in _OURS or value != _OURS[name]}
 
     @classmethod
     def from_dict(cls, flat: dict[str, Any], where: str = "architecture") -> ModelConfig:
@@ -153,10 +176,14 @@ def _vision(values: dict[str, Any], where: str) -> VisionConfig:
     if config.is_resnet:
         if config.image_resolution % 32 or config.vision_width % 2:
             raise UserError(f"{where}: a ResNet needs a resolution divisible by 32 and an even width")
+        if config.vision_hidden_act != "quick_gelu" or config.vision_intermediate_size:
+            raise UserError(f"{where}: a ResNet has no vision_hidden_act and no vision_intermediate_size")
     elif not config.vision_patch_size or config.vision_patch_size > config.image_resolution:
         raise UserError(f"{where}: a ViT needs vision_patch_size, at most its image_resolution")
     if config.vision_width * (32 if config.is_resnet else 1) % config.vision_head_width:
         raise UserError(f"{where}: vision_head_width {config.vision_head_width} does not divide the tower's width")
+    if config.vision_hidden_act not in ("quick_gelu", "gelu"):
+        raise UserError(f"{where}: vision_hidden_act must be quick_gelu or gelu, not {config.vision_hidden_act}")
     return config
 
 
@@ -200,4 +227,6 @@ def _build(kind: type[Any], values: dict[str, Any], where: str) -> Any:
             raise UserError(f"{where}: {name} must be a whole number of 1 or more, not {value!r}")
         if expected == "float" and (type(value) not in (int, float) or not 0 <= value <= 1):
             raise UserError(f"{where}: {name} must be a number from 0 to 1, not {value!r}")
+        if expected == "bool" and type(value) is not bool:
+            raise UserError(f"{where}: {name} must be true or false, not {value!r}")
     return config

@@ -103,6 +103,21 @@ def write_safetensors(
             file.write(flat.view(torch.uint8).numpy() if flat.numel() else b"")
 
 
+def as_written(where: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """The tensor in `dtype`, alone in its storage: a view would take everything it is a view of along.
+
+    Raises:
+        UserError: a number too large for `dtype`; the line starts with `where`.
+    """
+    plain = tensor.detach().cpu().contiguous()
+    if dtype and plain.is_floating_point() and plain.ndim:
+        rounded = plain.to(dtype)
+        if not rounded.isfinite().all() and plain.isfinite().all():
+            raise UserError(f"{where} holds {plain.abs().max():.3g}, too large for {dtype}: choose bfloat16")
+        plain = rounded
+    return plain.clone() if plain.untyped_storage().nbytes() != plain.nbytes else plain
+
+
 def _read_torch(path: Path) -> dict[str, Any]:
     zipped = _check_zip(path)
     try:

@@ -117,12 +117,17 @@ def normalise(text: str) -> str:
     """
     if not isinstance(text, str):
         raise UserError(f"expected a text (a string), got {type(text).__name__}: {text!r:.60}")
-    return _RARE.sub(_as_python_sees_it, text.lower().replace("“", '"').replace("”", '"'))
+    return _RARE.sub(lambda match: as_python_sees_it(match[0]), text.lower().replace("“", '"').replace("”", '"'))
 
 
-def _as_python_sees_it(match: re.Match[str]) -> str:
+def rare_characters() -> list[int]:
+    """Code points at which Rust's tables may differ from Python's, lone surrogates left out."""
+    codes = (code for code in range(0x110000) if not 0xD800 <= code <= 0xDFFF)
+    return [code for code in codes if _RARE.match(chr(code))]
+
+
+def as_python_sees_it(char: str) -> str:
     """What Rust must be given to do with a rare character what the reference does, by Python's tables."""
-    char = match[0]
     category = unicodedata.category(char)
     if category in ("Mn", "Cf"):
         return ""

@@ -22,6 +22,7 @@ class CLIP(nn.Module):
     Attributes:
         config: the architecture.
         visual, bert, text_projection, logit_scale: the published names of the parameters.
+        text_pooler, text_projection_bias: None but in architectures that say so, which no published one does.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -34,6 +35,9 @@ class CLIP(nn.Module):
         tower = ModifiedResNet if config.vision.is_resnet else VisionTransformer
         self.visual: ModifiedResNet | VisionTransformer = tower(config.vision)
         self.bert = Bert(config.text)
+        self.text_pooler = nn.Linear(width, width) if config.text.text_pooler else None
+        bias = nn.Parameter(torch.zeros(embed_dim)) if config.text.text_projection_bias else None
+        self.register_parameter("text_projection_bias", bias)
         if not self.logit_scale.is_meta:
             self.initialise()
 
@@ -41,6 +45,9 @@ class CLIP(nn.Module):
         """Draw all weights from torch's generator."""
         nn.init.constant_(self.logit_scale, math.log(1 / 0.07))
         nn.init.normal_(self.text_projection, std=self.config.text.text_hidden_size**-0.5)
+        if self.text_pooler is not None:
+            nn.init.normal_(self.text_pooler.weight, std=self.config.text.text_initializer_range)
+            nn.init.zeros_(self.text_pooler.bias)
         self.visual.initialise()
         self.bert.initialise(self.config.text.text_initializer_range)
 
@@ -63,7 +70,11 @@ class CLIP(nn.Module):
 
     def encode_text(self, text: Tensor) -> Tensor:
         """text: int64 [N, L] from `tokenize`, padded with 0 -> features [N, embed_dim], not normalised."""
-        return self.bert(text) @ self.text_projection
+        cls = self.bert(text)
+        if self.text_pooler is not None:
+            cls = torch.tanh(self.text_pooler(cls))
+        features = cls @ self.text_projection
+        return features if self.text_projection_bias is None else features + self.text_projection_bias
 
     def forward(
         self, image: Tensor | None, text: Tensor | None, mask_ratio: float = 0

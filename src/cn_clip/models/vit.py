@@ -11,17 +11,18 @@ from cn_clip.config import VisionConfig
 
 
 class MLP(nn.Module):
-    """Four times wider and back, with QuickGELU: x · sigmoid(1.702 x), the GELU that CLIP was trained with."""
+    """Wider and back, with QuickGELU, x · sigmoid(1.702 x), that OpenAI CLIP was trained with, or exact GELU."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, hidden: int, quick: bool) -> None:
         super().__init__()
-        self.c_fc = nn.Linear(width, 4 * width)
-        self.c_proj = nn.Linear(4 * width, width)
+        self.quick = quick
+        self.c_fc = nn.Linear(width, hidden)
+        self.c_proj = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, L, width] -> the same shape."""
         x = self.c_fc(x)
-        return self.c_proj(x * torch.sigmoid(1.702 * x))
+        return self.c_proj(x * torch.sigmoid(1.702 * x) if self.quick else F.gelu(x))
 
 
 class SelfAttention(nn.Module):
@@ -51,11 +52,12 @@ class SelfAttention(nn.Module):
 class Block(nn.Module):
     """x + attention(ln_1(x)), then x + mlp(ln_2(x))."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, config: VisionConfig) -> None:
         super().__init__()
-        self.attn = SelfAttention(width, heads)
+        width = config.vision_width
+        self.attn = SelfAttention(width, config.heads)
         self.ln_1 = nn.LayerNorm(width)
-        self.mlp = MLP(width)
+        self.mlp = MLP(width, config.mlp_width, config.vision_hidden_act == "quick_gelu")
         self.ln_2 = nn.LayerNorm(width)
 
     def forward(self, x: Tensor, queries: int | None = None) -> Tensor:
@@ -67,10 +69,11 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """A stack of blocks of which only the class token comes out."""
 
-    def __init__(self, width: int, layers: int, heads: int) -> None:
+    def __init__(self, config: VisionConfig) -> None:
         super().__init__()
+        assert isinstance(config.vision_layers, int)
         self.grad_checkpointing = False
-        self.resblocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
+        self.resblocks = nn.ModuleList(Block(config) for _ in range(config.vision_layers))
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [N, L, width] -> class token [N, width]; the last block computes nothing for other tokens."""
@@ -91,7 +94,6 @@ class VisionTransformer(nn.Module):
         super().__init__()
         width, patch = config.vision_width, config.vision_patch_size
         assert patch is not None
-        assert isinstance(config.vision_layers, int)
         grid = config.image_resolution // patch
         self.grid_size = (grid, grid)
         self.class_embedding = nn.Parameter(torch.empty(width))
@@ -99,7 +101,7 @@ class VisionTransformer(nn.Module):
         self.proj = nn.Parameter(torch.empty(width, config.embed_dim))
         self.conv1 = nn.Conv2d(3, width, kernel_size=patch, stride=patch, bias=False)
         self.ln_pre = nn.LayerNorm(width)
-        self.transformer = Transformer(width, config.vision_layers, config.heads)
+        self.transformer = Transformer(config)
         self.ln_post = nn.LayerNorm(width)
 
     def initialise(self) -> None:
