@@ -24,6 +24,7 @@ class Verb(NamedTuple):
 
 
 VERBS: dict[str, Verb] = {
+    "data import": Verb("cn_clip.data.imports.run:import_data", "pictures with captions in any layout -> TSV, JSONL"),
     "data build-lmdb": Verb("cn_clip.data.build_lmdb:build_lmdb", "TSV images and JSONL texts -> LMDB"),
     "data check": Verb("cn_clip.data.check:check", "report every problem of a dataset, with file and line"),
     "data invert": Verb("cn_clip.data.formats:invert", "text -> images annotations to image -> texts"),

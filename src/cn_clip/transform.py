@@ -47,6 +47,15 @@ def decode_image(data: bytes | str | os.PathLike[str], where: str | None = None)
         where, source = where or "image", io.BytesIO(data)
     else:
         where, source = where or str(data), io.BytesIO(_read(data, where or str(data)))
+    return load_image(open_image(source, where), where)
+
+
+def open_image(source: io.BytesIO, where: str) -> Image.Image:
+    """Read a picture's header; its pixels are decoded by `load_image`.
+
+    Raises:
+        UserError: empty, not a picture, or over `MAX_PIXELS`.
+    """
     if source.getbuffer().nbytes == 0:
         raise UserError(f"{where}: the image is empty (0 bytes)")
     try:
@@ -55,7 +64,8 @@ def decode_image(data: bytes | str | os.PathLike[str], where: str | None = None)
         raise UserError(f"{where}: not an image in a known format") from None
     except Exception as error:  # a decoder may raise nearly anything on broken data
         raise UserError(f"{where}: cannot decode the image: {error}") from None
-    return load_image(image, where)
+    _check_size(image, where)
+    return image
 
 
 def load_image(image: Image.Image, where: str) -> Image.Image:
@@ -64,11 +74,7 @@ def load_image(image: Image.Image, where: str) -> Image.Image:
     Raises:
         UserError: truncated, empty, over `MAX_PIXELS`, or of a mode that cannot become RGB.
     """
-    pixels = image.width * image.height
-    if not 0 < pixels <= MAX_PIXELS:
-        raise UserError(
-            f"{where}: {image.width}×{image.height} pixels: expected 1 to {MAX_PIXELS:,}; make the image smaller"
-        )
+    _check_size(image, where)
     try:
         image.load()
     except Exception as error:
@@ -78,6 +84,13 @@ def load_image(image: Image.Image, where: str) -> Image.Image:
     if image.mode == "La":
         raise UserError(f"{where}: a picture of mode La cannot become RGB")
     return image
+
+
+def _check_size(image: Image.Image, where: str) -> None:
+    if not 0 < image.width * image.height <= MAX_PIXELS:
+        raise UserError(
+            f"{where}: {image.width}×{image.height} pixels: expected 1 to {MAX_PIXELS:,}; make the image smaller"
+        )
 
 
 def _read(path: str | os.PathLike[str], where: str) -> bytes:
