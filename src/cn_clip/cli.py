@@ -24,7 +24,7 @@ class Verb(NamedTuple):
 
 
 VERBS: dict[str, Verb] = {
-    "data import": Verb("cn_clip.data.imports.run:import_data", "pictures with captions in any layout -> TSV, JSONL"),
+    "data import": Verb("cn_clip.data.imports.run:import_data", "captioned pictures of any layout -> TSV, JSONL"),
     "data build-lmdb": Verb("cn_clip.data.build_lmdb:build_lmdb", "TSV images and JSONL texts -> LMDB"),
     "data check": Verb("cn_clip.data.check:check", "report every problem of a dataset, with file and line"),
     "data invert": Verb("cn_clip.data.formats:invert", "text -> images annotations to image -> texts"),
@@ -36,6 +36,7 @@ VERBS: dict[str, Verb] = {
     "extract": Verb("cn_clip.eval.extract:extract", "image and text features of a dataset"),
     "topk": Verb("cn_clip.eval.knn:topk", "the k nearest images of each text, or texts of each image"),
     "recall": Verb("cn_clip.eval.recall:recall", "recall@k of predictions, in either direction"),
+    "weights join": Verb("cn_clip.towers:join", "an image tower and a Chinese text tower of two models -> one"),
     "models": Verb("cn_clip.zoo:models", "the known models, and which of them are on this machine"),
 }
 

@@ -150,7 +150,7 @@ def _path(value: Any) -> bool:
 def _sentence(value: Any) -> bool:
     """A caption or a list of them: a string that is neither a path nor a number."""
     if isinstance(value, list):
-        return bool(value) and all(isinstance(v, str) for v in value)
+        return any(isinstance(v, str) for v in value) and all(v is None or isinstance(v, str) for v in value)
     return isinstance(value, str) and bool(value.strip()) and not _path(value) and not _number(value)
 
 

@@ -6,8 +6,10 @@ was skipped. Started again after an interruption it goes on, and the files come 
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import sqlite3
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -122,6 +124,13 @@ def import_data(
         if overwrite and old:
             _remove_splits(out, set(old["splits"]) - set(summary["splits"]))
         finish(state, out, summary)
+    except (OSError, sqlite3.OperationalError) as error:
+        state.close()
+        if full := _disk_full(error):
+            raise UserError(
+                f"{out}: cannot write: {full}; free some space and run the same command again: it goes on"
+            ) from error
+        raise
     except BaseException:
         state.close()
         raise
@@ -200,6 +209,13 @@ def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
         if before != after:
             return f"{after[0]} has changed since"
     return f"the source had {len(old['files'])} files, and has {len(new['files'])}"
+
+
+def _disk_full(error: OSError | sqlite3.OperationalError) -> str:
+    if isinstance(error, sqlite3.OperationalError):
+        return "the disk is full" if "full" in str(error) or "disk I/O" in str(error) else ""
+    reasons = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
+    return reasons.get(error.errno or 0) or ("the file is too large" if error.errno == errno.EFBIG else "")
 
 
 def _digest(job: dict[str, Any]) -> str:

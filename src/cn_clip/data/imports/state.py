@@ -13,6 +13,7 @@ import shutil
 import sqlite3
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -54,6 +55,7 @@ class State:
             UserError: another process imports there, or the folder cannot be written.
         """
         self.folder = folder
+        shutil.rmtree(folder.with_name(f"{folder.name}.done"), ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
         self.files: dict[str, IO[bytes]] = {}
         try:
@@ -181,10 +183,14 @@ class State:
     def close(self) -> None:
         """Close all; what was not committed is forgotten."""
         for file in self.files.values():
-            file.close()
+            with suppress(OSError):  # of a full disk: what it says was said before
+                file.close()
         self.index.close()
 
     def remove(self) -> None:
-        """Close, and delete the state."""
+        """Close, and delete the state: by a new name, so that half of it is never taken for a state."""
         self.close()
-        shutil.rmtree(self.folder)
+        done = self.folder.with_name(f"{self.folder.name}.done")
+        shutil.rmtree(done, ignore_errors=True)
+        self.folder.rename(done)
+        shutil.rmtree(done)

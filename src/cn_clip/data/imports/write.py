@@ -164,6 +164,9 @@ def finish(state: State, out: Path, summary: dict[str, Any]) -> None:
         out: the folder that the files go to.
         summary: the report's last line.
     """
+    if REPORT in state.lengths and not (state.folder / REPORT).exists():  # it was all done but for the clearing up
+        state.remove()
+        return
     state.append(REPORT, orjson.dumps({"summary": summary}) + b"\n")
     state.close_files()
     for split in splits_of(state):
