@@ -22,7 +22,6 @@ from torch.nn.functional import interpolate
 from cn_clip.checkpoint import (
     Checkpoint,
     load_model,
-    load_towers,
     load_weights,
     read_checkpoint,
     write_checkpoint,
@@ -33,6 +32,7 @@ from cn_clip.config import TEXT_MODELS, VISION_MODELS, ModelConfig, model_config
 from cn_clip.containers import write_safetensors
 from cn_clip.errors import UserError
 from cn_clip.models.clip import CLIP
+from cn_clip.towers import load_towers
 from tiny import BERT, RESNET, TEXTS, VIT, save_ours, tiny_model, write_json
 
 Weights = dict[str, torch.Tensor]
@@ -377,9 +377,9 @@ def test_another_architecture_names_the_keys_that_differ(tmp_path: Path) -> None
 
 
 def test_weights_of_another_model_say_what_is_not_there(tmp_path: Path) -> None:
-    torch.save({"state_dict": {"vision_model.embeddings.class_embedding": torch.ones(3)}}, tmp_path / "hf.pt")
-    message = refused(tmp_path / "hf.pt")
-    assert "not a Chinese-CLIP checkpoint: no visual.conv1.weight; it has vision_model.embeddings" in message
+    torch.save({"state_dict": {"model.embeddings.weight": torch.ones(3)}}, tmp_path / "other.pt")
+    message = refused(tmp_path / "other.pt")
+    assert "not a Chinese-CLIP checkpoint: no text_projection; it has model.embeddings" in message
 
 
 ODD: dict[str, tuple[str, torch.Tensor]] = {
@@ -455,7 +455,7 @@ def test_a_tower_started_from_the_wrong_file(tmp_path: Path) -> None:
     before = {key: value.clone() for key, value in model.state_dict().items()}
     torch.save({"a": torch.ones(2)}, tmp_path / "other.pt")
     torch.save(tiny_model({**VIT, "vision_width": 64}).state_dict(), tmp_path / "wider.pt")
-    with pytest.raises(UserError, match=r"other.pt: cannot start the bert tower from this file: no tensor named"):
+    with pytest.raises(UserError, match=r"other.pt: no text tower: no tensor named bert"):
         load_towers(model, None, str(tmp_path / "other.pt"))
     with pytest.raises(UserError, match=r"wider.pt: cannot start the visual tower .* other shapes: visual.class"):
         load_towers(model, str(tmp_path / "wider.pt"), None)

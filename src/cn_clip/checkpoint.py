@@ -20,6 +20,8 @@ from torch import Tensor
 
 from cn_clip.config import ModelConfig
 from cn_clip.containers import SAFETENSORS, as_written, read_container, write_checkpoint, write_safetensors
+from cn_clip.conversion.huggingface import config_beside, published, read_huggingface
+from cn_clip.conversion.keys import is_transformers, plain_names
 from cn_clip.errors import UserError
 from cn_clip.infer import infer_config
 from cn_clip.models.clip import CLIP
@@ -53,16 +55,24 @@ class Checkpoint:
 def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     """Read a `.pt` (published layout, ours, or a bare state dict) or `.safetensors` file, memory-mapped.
 
+    A folder of Hugging Face, or a file of weights out of one, is read as well, under the published names; what its
+    preprocessing asks for that is not done here are the lines of `rest["notes"]`.
+
     Raises:
         UserError: missing, truncated, not a file of weights, or one that would run code.
     """
     path = Path(path)
+    if path.is_dir():
+        named_so, described, notes = read_huggingface(path)
+        return Checkpoint(path, named_so, described, {"notes": notes} if notes else {})
     content = read_container(path)
     weights = content.get("state_dict", content)
     named = isinstance(weights, dict) and all(isinstance(key, str) for key in weights)
     if not named or not weights or not all(isinstance(value, Tensor) for value in weights.values()):
         keys = ", ".join(map(str, list(content)[:5])) or "nothing"
         raise UserError(f"{path}: not a checkpoint: expected a state_dict of tensors, found {keys}")
+    if is_transformers(weights):
+        return Checkpoint(path, published(weights, str(path)), config_beside(path), {})
     rest = {k: v for k, v in content.items() if k != "state_dict"} if weights is not content else {}
     flat = rest.get("model_config")
     config = ModelConfig.from_dict(flat, where=str(path)) if isinstance(flat, dict) else None
@@ -107,32 +117,6 @@ def write_weights(
         write_checkpoint(path, {**described, "state_dict": tensors})
 
 
-def plain_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """State dict under the published names: no `module.`, no pooler, no flash-attention names.
-
-    Raises:
-        ValueError: a flash-attention tensor that does not hold three.
-    """
-    plain: dict[str, Tensor] = {}
-    for key, value in weights.items():
-        key = key.removeprefix("module.")
-        if key.startswith("bert.pooler."):
-            continue
-        head, _, kind = key.rpartition(".")
-        if head.endswith("attn.Wqkv"):
-            plain[f"{head.removesuffix('.Wqkv')}.in_proj_{kind}"] = value
-        elif head.endswith("attention.self.Wqkv"):
-            if value.ndim == 0 or len(value) % 3:
-                raise ValueError(f"{key} is {list(value.shape)}: expected query, key and value in one")
-            for name, part in zip(("query", "key", "value"), value.tensor_split(3), strict=True):
-                plain[f"{head.removesuffix('.Wqkv')}.{name}.{kind}"] = part
-        elif head.endswith("attention.self.out_proj"):
-            plain[f"{head.removesuffix('self.out_proj')}output.dense.{kind}"] = value
-        else:
-            plain[key] = value
-    return plain
-
-
 def load_model(
     checkpoint: Checkpoint, config: ModelConfig | None = None, dtype: torch.dtype = torch.float32
 ) -> CLIP:
@@ -175,7 +159,7 @@ def load_weights(model: CLIP, weights: dict[str, Tensor], where: str, dtype: tor
     ]
     found = {"missing": missing, "unexpected": unexpected, "other shapes": shapes, "other kinds": kinds}
     if any(found.values()):
-        text = "; ".join(f"{kind} ({len(keys)}): {_some(keys)}" for kind, keys in found.items() if keys)
+        text = "; ".join(f"{kind} ({len(keys)}): {some(keys)}" for kind, keys in found.items() if keys)
         raise UserError(f"{where}: weights of another architecture: {text}")
     # Meta tensors cannot be copied into; real ones (maybe already in an optimizer) must be.
     assign = any(tensor.is_meta for tensor in own.values())
@@ -185,36 +169,6 @@ def load_weights(model: CLIP, weights: dict[str, Tensor], where: str, dtype: tor
         for key, value in weights.items()
     }
     model.load_state_dict(converted, assign=assign)
-
-
-def load_towers(model: CLIP, clip_path: str | None, bert_path: str | None) -> str:
-    """Start the image tower from OpenAI CLIP's weights, the text tower from BERT's; the rest stays as it is.
-
-    Returns:
-        A line that says how many of each tower's tensors were found, and names those that were not.
-
-    Raises:
-        UserError: a file holds nothing for its tower, or tensors of other shapes.
-    """
-    report = []
-    for path, prefix, extra in ((clip_path, "visual.", {"logit_scale"}), (bert_path, "bert.", set[str]())):
-        if not path:
-            continue
-        weights = read_checkpoint(path).state_dict
-        weights = {k.replace(".gamma", ".weight").replace(".beta", ".bias"): v for k, v in weights.items()}
-        weights = {k: v for k, v in weights.items() if k.startswith(prefix) or k in extra}
-        weights = resize_positions(weights, model)
-        own = {k: v for k, v in model.state_dict().items() if k.startswith(prefix) or k in extra}
-        found = {k: v.to(own[k].dtype) for k, v in weights.items() if k in own}
-        wrong = [k for k, v in found.items() if v.shape != own[k].shape]
-        if not found or wrong:
-            why = f"other shapes: {_some(wrong)}" if wrong else f"no tensor named {prefix}…"
-            raise UserError(f"{path}: cannot start the {prefix[:-1]} tower from this file: {why}")
-        model.load_state_dict(found, strict=False)
-        absent = [k for k in own if k not in found]
-        left = f", not in the file: {_some(absent)}" if absent else ""
-        report.append(f"{path}: {len(found)} of {len(own)} tensors of {prefix[:-1]}{left}")
-    return "; ".join(report)
 
 
 def resize_positions(weights: dict[str, Tensor], model: CLIP) -> dict[str, Tensor]:
@@ -235,5 +189,5 @@ def resize_positions(weights: dict[str, Tensor], model: CLIP) -> dict[str, Tenso
     return resized
 
 
-def _some(names: list[str], most: int = 3) -> str:
+def some(names: list[str], most: int = 3) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

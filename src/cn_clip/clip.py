@@ -12,16 +12,19 @@ with torch.no_grad():
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from cn_clip.checkpoint import load_model, load_towers, read_checkpoint
+from cn_clip.checkpoint import load_model, read_checkpoint
 from cn_clip.config import CONTEXT_LENGTH, ModelConfig, model_config
 from cn_clip.errors import UserError
+from cn_clip.hub import is_repository, snapshot
 from cn_clip.models.clip import CLIP
 from cn_clip.tokenizer import default_tokenizer
+from cn_clip.towers import load_towers
 from cn_clip.transform import ImageTransform
 from cn_clip.zoo import MODELS, available_models, weights_file
 
@@ -62,9 +65,11 @@ def load_from_name(
     """Load a model in eval mode, with its image preprocessing.
 
     Args:
-        name: a published model's name, or the path of a checkpoint (ours, or one in the published layout).
+        name: a published model's name, the path of a checkpoint (ours, or one in the published layout), or a
+            folder or repository id of Hugging Face with a Chinese CLIP for transformers.
         device: `cuda` where there is one, else `cpu`, if None.
-        download_root: where a published model's weights are kept; ~/.cache/clip if None.
+        download_root: where downloaded weights are kept; ~/.cache/clip for a published model and the hub's own
+            cache for a repository if None.
         vision_model_name: image tower of a file that neither describes itself nor is a published size.
         text_model_name: its text tower.
         input_resolution: pixels of the square input; another than the model's own interpolates its position
@@ -79,9 +84,16 @@ def load_from_name(
         raise UserError(f"no precision {precision}; choose one of {', '.join(PRECISIONS)}")
     target = usable_device(device)
     config = MODELS[name].config if name in MODELS else None
-    if config is None and not Path(name).is_file():
+    source = Path(name)
+    if config:
+        source = weights_file(name, download_root, use_modelscope)
+    elif is_repository(name):
+        source = snapshot(name, download_root)
+    elif not name or not source.exists():
         raise UserError(f"no model or file {name}; published models: {', '.join(MODELS)}")
-    checkpoint = read_checkpoint(weights_file(name, download_root, use_modelscope) if config else name)
+    checkpoint = read_checkpoint(source)
+    for note in checkpoint.rest.get("notes", []):
+        warnings.warn(note, stacklevel=2)
     if vision_model_name or text_model_name:
         if not (vision_model_name and text_model_name):
             raise UserError("give vision_model_name and text_model_name together")
@@ -101,6 +113,9 @@ def load(
     use_flash_attention: bool = False,
 ) -> CLIP:
     """Start a model's towers from OpenAI CLIP's image weights and BERT's weights; returns it in eval mode.
+
+    Each is a file, a folder of Hugging Face or a repository's id. What was found in them and what was not, a line:
+    `cn_clip.towers.load_towers`.
 
     `use_flash_attention` is accepted for the sake of old code: attention always takes PyTorch's fastest kernel.
 

@@ -149,12 +149,17 @@ def model_config(vision: str, text: str) -> ModelConfig:
     Raises:
         UserError: no such name or file, or a file that does not follow the schema.
     """
-    return ModelConfig(vision_config(vision), _text(*_read(text, TEXT_MODELS, "--text-model")))
+    return ModelConfig(vision_config(vision), text_config(text))
 
 
 def vision_config(vision: str) -> VisionConfig:
     """The image tower's architecture alone: a built-in name or the path of a JSON file."""
     return _vision(*_read(vision, VISION_MODELS, "--vision-model"))
+
+
+def text_config(text: str) -> TextConfig:
+    """The text tower's architecture alone: a built-in name or the path of a JSON file."""
+    return _text(*_read(text, TEXT_MODELS, "--text-model"))
 
 
 def _read(name: str, known: dict[str, dict[str, Any]], flag: str) -> tuple[dict[str, Any], str]:

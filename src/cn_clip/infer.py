@@ -19,17 +19,8 @@ def infer_config(w: dict[str, Tensor], where: str) -> ModelConfig:
         UserError: not Chinese-CLIP weights, or towers whose number of heads the shapes do not tell.
     """
     try:
-        vision = _infer_vision(w)
-        words = w["bert.embeddings.word_embeddings.weight"]
-        text: dict[str, Any] = {
-            "vocab_size": words.shape[0],
-            "text_hidden_size": words.shape[1],
-            "text_num_hidden_layers": _count(w, "bert.encoder.layer."),
-            "text_num_attention_heads": words.shape[1] // 64,
-            "text_intermediate_size": w["bert.encoder.layer.0.intermediate.dense.weight"].shape[0],
-            "text_max_position_embeddings": w["bert.embeddings.position_embeddings.weight"].shape[0],
-            "text_type_vocab_size": w["bert.embeddings.token_type_embeddings.weight"].shape[0],
-        }
+        vision = infer_vision(w, w["text_projection"].shape[1])
+        text = infer_text(w)
     except KeyError as error:
         raise UserError(
             f"{where}: not a Chinese-CLIP checkpoint: no {error.args[0]}; it has {', '.join(list(w)[:3])}, …"
@@ -46,9 +37,14 @@ def infer_config(w: dict[str, Tensor], where: str) -> ModelConfig:
     return ModelConfig.from_dict({**vision, **text}, where)
 
 
-def _infer_vision(w: dict[str, Tensor]) -> dict[str, Any]:
+def infer_vision(w: dict[str, Tensor], embed_dim: int) -> dict[str, Any]:
+    """The fields of an image tower from its tensors; heads of built-in widths are known, others 64 wide.
+
+    Raises:
+        KeyError: a tensor is missing.
+        IndexError, TypeError, ValueError: tensors of odd shapes.
+    """
     conv = w["visual.conv1.weight"]
-    embed_dim = w["text_projection"].shape[1]
     if "visual.attnpool.positional_embedding" in w:
         return {
             "embed_dim": embed_dim,
@@ -65,6 +61,31 @@ def _infer_vision(w: dict[str, Tensor]) -> dict[str, Any]:
         "vision_width": width,
         "vision_patch_size": patch,
         "vision_head_width": heads.get(width, 64),
+        "vision_intermediate_size": _unusual(w, 4 * width),
+    }
+
+
+def _unusual(w: dict[str, Tensor], usual: int) -> int | None:
+    """Width of the MLPs where it is another than the usual one."""
+    first = w.get("visual.transformer.resblocks.0.mlp.c_fc.weight")
+    return None if first is None or len(first) == usual else len(first)
+
+
+def infer_text(w: dict[str, Tensor]) -> dict[str, Any]:
+    """The fields of a text tower from its tensors; heads are 64 wide.
+
+    Raises:
+        KeyError, IndexError, ValueError: as `infer_vision`.
+    """
+    words = w["bert.embeddings.word_embeddings.weight"]
+    return {
+        "vocab_size": words.shape[0],
+        "text_hidden_size": words.shape[1],
+        "text_num_hidden_layers": _count(w, "bert.encoder.layer."),
+        "text_num_attention_heads": words.shape[1] // 64,
+        "text_intermediate_size": w["bert.encoder.layer.0.intermediate.dense.weight"].shape[0],
+        "text_max_position_embeddings": w["bert.embeddings.position_embeddings.weight"].shape[0],
+        "text_type_vocab_size": w["bert.embeddings.token_type_embeddings.weight"].shape[0],
     }
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import ssl
-import urllib.error
-import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
 from cn_clip.config import ModelConfig, model_config
 from cn_clip.errors import MissingExtra, UserError
+from cn_clip.hub import require_connection
 
 DOWNLOAD_ROOT = Path("~/.cache/clip")
 _BASE, _LARGE, _RBT3 = "RoBERTa-wwm-ext-base-chinese", "RoBERTa-wwm-ext-large-chinese", "RBT3-chinese"
@@ -80,15 +78,8 @@ def weights_file(name: str, download_root: str | None = None, use_modelscope: bo
 
 def _from_hugging_face(repository: str, file: str, root: Path) -> Path:
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.constants import ENDPOINT
 
-    # The hub's client tries for half a minute, a warning each time, before it says that there is no connection.
-    try:
-        urllib.request.urlopen(urllib.request.Request(ENDPOINT, method="HEAD"), timeout=10).close()
-    except urllib.error.URLError as error:
-        # It answers an error, or with a certificate that only the client knows: the real request counts.
-        if not isinstance(error, urllib.error.HTTPError) and not isinstance(error.reason, ssl.SSLError):
-            raise
+    require_connection()
     return Path(hf_hub_download(repository, filename=file, local_dir=root))
 
 

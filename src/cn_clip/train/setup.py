@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import torch
 
-from cn_clip.checkpoint import load_towers
 from cn_clip.data.loader import PairDataset, TrainLoader, ValidationData
 from cn_clip.errors import UserError
 from cn_clip.models.clip import CLIP
+from cn_clip.towers import load_towers
 from cn_clip.train.config import TrainConfig
 from cn_clip.train.log import RunLog
 from cn_clip.train.optim import build_optimizer
