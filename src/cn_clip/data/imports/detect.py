@@ -73,7 +73,8 @@ def find_source(
 def _of_files(kind: str, files: list[Path], root: Path, images: Path | None, encoding: str) -> Source:
     parts: list[Part] = []
     names: dict[str, list[str]] = {}
-    for file in files:
+    order = {"train": 0, "valid": 1, "test": 2}
+    for file in sorted(files, key=lambda file: (order.get(split_of(file, root), 3), file)):
         split = split_of(file, root)
         if kind == "webdataset":
             parts.append(Shard(file, split))

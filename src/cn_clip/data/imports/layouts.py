@@ -28,7 +28,7 @@ ANNOTATION_COLUMNS = Columns("image", ("text",), image_id="image_id", split="spl
 COCO_LISTS = {"train": "coco-cn_train.txt", "valid": "coco-cn_val.txt", "test": "coco-cn_test.txt"}
 COCO_CAPTIONS = "imageid.human-written-caption.txt"
 _LINE = re.compile(r"([^\s#]+)(?:#[A-Za-z]+)?(?:#\d+)?[\t ]\s*(.*)")
-_POS = re.compile(r":[A-Za-z]+$")
+_POS = re.compile(r":[A-Za-z]+\d*$")
 
 
 class ClassFolder:

@@ -129,6 +129,8 @@ def _stored(data: bytes, storing: Storing) -> tuple[bytes, str]:
 
 
 def _orientation(image: Image.Image) -> int:
+    if image.format == "TIFF":  # Pillow turns it itself when it decodes
+        return 1
     try:
         value = image.getexif().get(_ORIENTATION, 1)
     except Exception:  # broken EXIF is no reason to refuse a picture
