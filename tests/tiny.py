@@ -85,6 +85,15 @@ def pictures(count: int, seed: int = 0) -> list[Image.Image]:
     return found
 
 
+def transparent_pictures() -> list[Image.Image]:
+    """One picture as a palette, in one bit, and half transparent in two modes: modes that lose by a conversion."""
+    image = pictures(1)[0]
+    rgba, la = image.convert("RGBA"), image.convert("LA")
+    for each in (rgba, la):
+        each.putalpha(Image.linear_gradient("L").resize(image.size))
+    return [image.convert("P", palette=Image.Palette.ADAPTIVE), image.convert("1"), rgba, la]
+
+
 def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
     """The bytes of a picture's file."""
     file = io.BytesIO()

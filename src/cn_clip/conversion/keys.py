@@ -87,7 +87,7 @@ def to_ours(weights: dict[str, Tensor], table: tuple[Row, ...]) -> tuple[dict[st
                 wild = match.groupdict()
                 parts = [_part(weights, theirs.format(**wild), name) for theirs in row.theirs]
                 joined = parts[0] if len(parts) == 1 else torch.cat(parts)
-                found[row.ours.format(**wild)] = joined.t() if row.transpose else joined
+                found[row.ours.format(**wild)] = joined.t().contiguous() if row.transpose else joined
                 break
             if any(_match(theirs, name) for theirs in row.theirs[1:]):
                 _part(weights, row.theirs[0].format(**_wild_of(row, name)), name)

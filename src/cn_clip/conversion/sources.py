@@ -96,7 +96,7 @@ def text_source(path: str | os.PathLike[str]) -> Source:
     for name, tensor in weights.items():
         ours = _AFTER.get(name, name if name.startswith("bert.") else None)
         if ours:
-            found[ours] = tensor.t() if name == "classifier.weight" and tensor.ndim == 2 else tensor
+            found[ours] = tensor.t().contiguous() if name == "classifier.weight" and tensor.ndim == 2 else tensor
         elif not BUFFERS.fullmatch(name):
             unused.append(name)
     found = {name: tensor for name, tensor in found.items() if not BUFFERS.fullmatch(name)}
