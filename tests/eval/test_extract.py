@@ -21,7 +21,9 @@ from PIL import Image
 from cn_clip.cli import main
 from cn_clip.clip import image_transform, tokenize
 from cn_clip.data.build_lmdb import build_lmdb
+from cn_clip.data.formats import image_to_base64, write_images, write_texts
 from cn_clip.encoder import Encoder
+from formats_written import write_parquet, write_shards
 from tiny import BERT, TEXTS, VIT, encoded, pictures, tiny_model
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
@@ -123,6 +125,36 @@ def test_vectors_against_one_by_one(tmp_path: Path) -> None:
     for text, vector in zip(TEXTS, vectors, strict=True):
         feature = model.encode_text(tokenize(text))[0].detach().double()
         np.testing.assert_allclose(vector, (feature / feature.norm()).numpy(), atol=1e-5)
+
+
+def test_every_format_gives_the_same_vectors(tmp_path: Path) -> None:
+    """In file order, where the LMDB's is that of its keys; texts are those of the pairs, each once."""
+    names = ["10", "9", "x"]  # as keys: 10, 9, x
+    images = {name: encoded(image) for name, image in zip(reversed(names), pictures(3), strict=True)}
+    pairs: list[tuple[Any, Any, str]] = [("x", 1, "猫"), ("9", 2, "狗"), ("x", 3, "鸟"), ("10", 2, "狗")]
+    write_images(tmp_path / "test_imgs.tsv", ((name, image_to_base64(data)) for name, data in images.items()))
+    write_texts(tmp_path / "test_texts.jsonl", [("1", "猫", ["x"]), ("2", "狗", ["9", "10"]), ("3", "鸟", ["x"])])
+    build_lmdb(tmp_path, "test")
+    shards = write_shards(tmp_path / "shards", images, pairs)
+    parquet = write_parquet(tmp_path / "p" / "a.parquet", images, pairs)
+    resume = checkpoint(tmp_path)
+    found = {}
+    for source in (tmp_path / "lmdb" / "test", tmp_path / "test", shards, parquet):
+        output = [f"--{kind}-feat-output-path={tmp_path}/{kind}.jsonl" for kind in ("image", "text")]
+        given = ["--extract-image-feats", "--extract-text-feats", f"--resume={resume}", *output]
+        assert main(["extract", *given, f"--image-data={source}", f"--text-data={source}"]) == 0
+        found[source] = [read(tmp_path / f"{kind}.jsonl", f"{kind}_id") for kind in ("image", "text")]
+    (lmdb_ids, lmdb_vectors), (text_ids, text_vectors) = found.pop(tmp_path / "lmdb" / "test")
+    assert (lmdb_ids, text_ids) == (names, ["1", "2", "3"])
+    for (ids, vectors), (ids_of_texts, vectors_of_texts) in found.values():
+        assert ids == ["x", "9", "10"]
+        np.testing.assert_allclose(vectors[::-1], lmdb_vectors, atol=1e-6)
+        assert [str(i) for i in ids_of_texts] == text_ids
+        np.testing.assert_allclose(vectors_of_texts, text_vectors, atol=1e-6)
+    beside = ["--extract-image-feats", "--extract-text-feats", f"--resume={resume}"]
+    assert main(["extract", *beside, f"--image-data={tmp_path}/test", f"--text-data={tmp_path}/test"]) == 0
+    assert read(tmp_path / "test_imgs.img_feat.jsonl", "image_id")[0] == ["x", "9", "10"]
+    assert read(tmp_path / "test_texts.txt_feat.jsonl", "text_id")[0] == text_ids
 
 
 def test_only_what_is_asked_for_and_where(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -283,15 +315,20 @@ def test_every_wrong_flag_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixt
         (both, {"--image-data": None}, "--image-data is missing: the LMDB folder of images"),
         (both, {"--text-data": None}, "--text-data is missing: the texts"),
         (both[:1], {"--text-data": None, "--image-feat-output-path": None}, "--image-feat-output-path is missing"),
-        (both, {"--image-data": f"{tmp_path}/none"}, f"{tmp_path}/none: no data.mdb here"),
-        (both, {"--image-data": str(images.parent)}, f"{images.parent}: no data.mdb here"),
+        (both, {"--image-data": f"{tmp_path}/none"}, f"{tmp_path}/none: no such folder or file; expected an LMDB"),
+        (both, {"--image-data": str(images.parents[1])}, f"{images.parents[1]}: a folder of test; expected an"),
         (
             both,
             {"--image-data": str(images.parent / "pairs")},
             f"{images.parent}/pairs: not a database of the layout",
         ),
         (both, {"--text-data": f"{tmp_path}/none.jsonl"}, f"{tmp_path}/none.jsonl: No such file or directory"),
-        (both, {"--text-data": str(tmp_path)}, f"{tmp_path}: Is a directory"),
+        (both, {"--text-data": str(tmp_path)}, f"{tmp_path}: a folder of "),
+        (
+            both,
+            {"--text-data": str(images.parent), "--text-feat-output-path": None},
+            "--text-feat-output-path is missing (its default lies beside a file of texts)",
+        ),
         (both, {"--text-data": f"{tmp_path}/broken.jsonl"}, f"{tmp_path}/broken.jsonl:2: "),
         (both, {"--img-batch-size": "0"}, "batch sizes must be 1 or more"),
         (both, {"--text-batch-size": "-1"}, "batch sizes must be 1 or more"),

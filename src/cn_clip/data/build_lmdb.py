@@ -90,7 +90,7 @@ def _write_images(tsv: Path, path: Path) -> int:
                 bar.update(len(row.base64) + len(key) + 2)
             writer.put(NUM_IMAGES, str(count).encode())
     except _DuplicateKey as error:
-        raise _name_lines(tsv, error.key.decode()) from None
+        raise duplicate_image(tsv, error.key.decode()) from None
     _compact(path)
     return count
 
@@ -204,8 +204,8 @@ def _compact(path: Path) -> None:
     shutil.rmtree(loose)
 
 
-def _name_lines(tsv: Path, image_id: str) -> UserError:
-    """Name both lines of an id; they are looked for only now, so that memory stays constant."""
+def duplicate_image(tsv: Path, image_id: str) -> UserError:
+    """The error that names both lines of an id; they are looked for only now, so that memory stays constant."""
     lines = [row.line for row in read_images(tsv) if row.image_id == image_id]
     return UserError(f"{tsv}:{lines[1]}: image id {image_id} stands at line {lines[0]} already")
 

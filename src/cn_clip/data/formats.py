@@ -110,13 +110,19 @@ def read_lines(path: PathLike) -> Iterator[tuple[int, bytes]]:
     Raises:
         FileNotFoundError: no such file (the command line prints it as one line).
     """
+    return ((number, line) for number, _, line in located_lines(path))
+
+
+def located_lines(path: PathLike) -> Iterator[tuple[int, int, bytes]]:
+    """`read_lines` with the place of each line: (number, bytes before it in the file, line)."""
+    place = 0
     with open(path, "rb", buffering=1 << 20) as file:  # long lines: 7 times faster than 8 KB
-        for number, line in enumerate(file, 1):
-            if number == 1:
-                line = line.removeprefix(b"\xef\xbb\xbf")
+        for number, whole in enumerate(file, 1):
+            line = whole.removeprefix(b"\xef\xbb\xbf") if number == 1 else whole
+            start, place = place + len(whole) - len(line), place + len(whole)
             line = line.rstrip(b"\r\n")
             if line and not line.isspace():
-                yield number, line
+                yield number, start, line
 
 
 def parse_json(line: bytes, where: str) -> dict[str, Any]:

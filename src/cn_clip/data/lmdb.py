@@ -38,6 +38,8 @@ class LmdbDataset:
         UserError: no such dataset, or one of another layout.
     """
 
+    kind = "LMDB"
+
     def __init__(self, path: PathLike) -> None:
         self.path = Path(path)
         if not self.path.is_dir():

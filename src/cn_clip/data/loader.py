@@ -21,14 +21,16 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
 
-from cn_clip.augment import LightAugment, timm_augment
-from cn_clip.data.lmdb import LmdbDataset
+from cn_clip.augment import LightAugment, flip, timm_augment
+from cn_clip.augment_drawing import DrawingAugment
+from cn_clip.data.readers import SplitReader, open_split
+from cn_clip.data.sampling import EveryImage, EveryPair
 from cn_clip.errors import UserError
 from cn_clip.seeding import stable_hash
 from cn_clip.tokenizer import default_tokenizer
 from cn_clip.transform import decode_image, normalise, resize
 
-Augment = Literal["none", "timm", "light"]
+Augment = Literal["none", "timm", "light", "drawing", "flip"]
 _ODD = 0x1F123BB5159A55E5  # mixes two 63-bit keys into one
 
 
@@ -59,9 +61,9 @@ class Batch:
 
 
 class ImageSource:
-    """Images of an LMDB by id, decoded and resized; as many of them kept as `cache_bytes` hold."""
+    """Images of a split by id, decoded and resized; as many of them kept as `cache_bytes` hold."""
 
-    def __init__(self, reader: LmdbDataset, size: int, cache_bytes: int = 0) -> None:
+    def __init__(self, reader: SplitReader, size: int, cache_bytes: int = 0) -> None:
         self.reader = reader
         self.size = size
         self.room = cache_bytes // (size * size * 3)
@@ -86,7 +88,7 @@ class ImageSource:
 
 
 class PairDataset(Dataset[Any]):
-    """The pairs of an LMDB, fetched a batch at a time by (epoch, index); indices wrap around."""
+    """The pairs of a split, fetched a batch at a time by (epoch, index); indices wrap around."""
 
     def __init__(
         self,
@@ -96,8 +98,10 @@ class PairDataset(Dataset[Any]):
         augment: Augment = "none",
         seed: int = 0,
         cache_bytes: int = 0,
+        first_text: float | None = None,
     ) -> None:
-        self.reader = LmdbDataset(path)
+        """`first_text` None makes an epoch of every pair, a number one of every image (`sampling.EveryImage`)."""
+        self.reader = open_split(path)
         self.num_pairs = len(self.reader.pairs)
         self.images = ImageSource(self.reader, size, cache_bytes)
         self.context_length = context_length
@@ -106,6 +110,10 @@ class PairDataset(Dataset[Any]):
         self._timm: Any = None
         if self.num_pairs == 0:
             raise UserError(f"{path}: no image-text pairs in this split")
+        self.sampling: EveryPair | EveryImage = EveryPair(self.num_pairs)
+        if first_text is not None:
+            self.sampling = EveryImage(self.reader.pairs, first_text, seed)
+        self.num_items = self.sampling.num_items
 
     def __getitems__(self, items: list[tuple[int, int]]) -> Batch | UserError:
         """The batch, or what is wrong with it: an error cannot cross from a worker as one line otherwise."""
@@ -120,7 +128,8 @@ class PairDataset(Dataset[Any]):
         Raises:
             UserError: an image is missing or cannot be decoded; names its id.
         """
-        pairs = [self.reader.pairs[index % self.num_pairs] for _, index in items]
+        chosen = [self.sampling.pair(epoch, index % self.num_items) for epoch, index in items]
+        pairs = [self.reader.pairs[i] for i in chosen]
         image_ids, _, texts = zip(*pairs, strict=True)
         seeds = [stable_hash(self.seed, epoch, index) for epoch, index in items]
         return Batch(
@@ -128,7 +137,7 @@ class PairDataset(Dataset[Any]):
             torch.from_numpy(default_tokenizer().encode(texts, self.context_length).ids),
             torch.tensor([stable_hash(i) for i in image_ids]),
             torch.tensor([stable_hash(t) for t in texts]),
-            torch.tensor([index % self.num_pairs for _, index in items]),
+            torch.tensor(chosen),
         )
 
     def _pictures(self, image_ids: tuple[int | str, ...], seeds: list[int]) -> Tensor:
@@ -140,6 +149,10 @@ class PairDataset(Dataset[Any]):
         pixels = np.stack([self.images.pixels(i) for i in image_ids])
         if self.augment == "light":
             return LightAugment()(pixels, seeds)
+        if self.augment == "drawing":
+            return DrawingAugment()(pixels, seeds)
+        if self.augment == "flip":
+            pixels = flip(pixels, seeds)
         return torch.from_numpy(normalise(pixels))
 
     def known_pairs(self) -> Tensor:
@@ -193,7 +206,7 @@ class TrainLoader:
         pin_memory: bool = False,
     ) -> None:
         self.dataset, self.batch_size, self.num_workers = dataset, batch_size, num_workers
-        self.num_samples = padded(dataset.num_pairs, batch_size * world_size)
+        self.num_samples = padded(dataset.num_items, batch_size * world_size)
         self.num_batches = self.num_samples // (batch_size * world_size)
         self.pin_memory = pin_memory
         self.sampler = shuffled(self.num_samples, seed, rank, world_size)
@@ -217,7 +230,7 @@ class ValidationData:
     """
 
     def __init__(self, path: Path, size: int, context_length: int, batch_size: int, workers: int) -> None:
-        self.reader = LmdbDataset(path)
+        self.reader = open_split(path)
         if len(self.reader.pairs) == 0:
             raise UserError(f"{path}: no image-text pairs in this split")
         images: dict[int | str, int] = {}

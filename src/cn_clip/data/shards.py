@@ -122,7 +122,7 @@ def image_member(sample: Sample, where: str, wanted: str | None = None) -> Membe
     found = [e for e in sample.members if (e == wanted if wanted else e.rsplit(".", 1)[-1] in IMAGE_EXTENSIONS)]
     if len(found) == 1:
         return sample.members[found[0]]
-    names = ", ".join(f".{e}" for e in sample.members)
+    names = ", ".join(f".{e}" for e in found or sample.members)
     if found:
         raise UserError(
             f"{where}: sample {sample.key} has several pictures ({names}); name one with ?image=EXTENSION"

@@ -14,8 +14,7 @@ from typing import Literal
 from PIL.Image import Image
 
 from cn_clip.config import CONTEXT_LENGTH, DEFAULT_TEXT_MODEL, DEFAULT_VISION_MODEL
-from cn_clip.data.formats import Text, read_texts
-from cn_clip.data.lmdb import LmdbImages
+from cn_clip.data.readers import find_source, open_images, read_captions
 from cn_clip.encoder import Encoder
 from cn_clip.errors import UserError
 from cn_clip.eval.features import FeatureWriter
@@ -47,8 +46,9 @@ def extract(
     Args:
         extract_image_feats: encode the images of --image-data.
         extract_text_feats: encode the texts of --text-data.
-        image_data: LMDB folder of images, such as lmdb/test/imgs.
-        text_data: texts, such as test_texts.jsonl.
+        image_data: LMDB folder of images, such as lmdb/test/imgs; or DIR/test of the file test_imgs.tsv,
+            WebDataset shards or Parquet files (a folder or a pattern).
+        text_data: texts, such as test_texts.jsonl; or a split in any of these forms: the texts of its pairs.
         image_feat_output_path: {split}_imgs.img_feat.jsonl beside --text-data by default.
         text_feat_output_path: {split}_texts.txt_feat.jsonl beside --text-data by default.
         img_batch_size: images encoded at a time.
@@ -79,6 +79,10 @@ def extract(
         raise UserError("--num-workers must be 1 or more")
     if extract_image_feats and image_feat_output_path is None and text_data is None:
         raise UserError("--image-feat-output-path is missing (its default lies beside --text-data)")
+    if extract_text_feats and text_data is not None:
+        text_feat_output_path = text_feat_output_path or _default("texts", text_data)
+    if extract_image_feats and text_data is not None:
+        image_feat_output_path = image_feat_output_path or _default("images", text_data)
     names = {}
     if vision_model or text_model:
         names["vision_model_name"] = vision_model or DEFAULT_VISION_MODEL
@@ -93,25 +97,23 @@ def extract(
     )
     if extract_text_feats:
         assert text_data is not None
-        output = text_feat_output_path or _beside(text_data, ".txt_feat.jsonl")
-        count = extract_texts(encoder, text_data, output, text_batch_size, context_length)
-        print(f"{count} text features are stored in {output}")
+        assert text_feat_output_path is not None
+        count = extract_texts(encoder, text_data, text_feat_output_path, text_batch_size, context_length)
+        print(f"{count} text features are stored in {text_feat_output_path}")
     if extract_image_feats:
         assert image_data is not None
-        output = image_feat_output_path or _beside(
-            Path(str(text_data).replace("_texts.jsonl", "_imgs.jsonl")), ".img_feat.jsonl"
-        )
-        count = extract_images(encoder, image_data, output, img_batch_size)
-        print(f"{count} image features are stored in {output}")
+        assert image_feat_output_path is not None
+        count = extract_images(encoder, image_data, image_feat_output_path, img_batch_size)
+        print(f"{count} image features are stored in {image_feat_output_path}")
 
 
 def extract_images(encoder: Encoder, image_data: Path, output: Path, batch_size: int = 64) -> int:
-    """Encode an LMDB's images, in the order of its keys, into a feature file; returns their number.
+    """Encode a split's images (an LMDB's by key, others in file order) into a feature file; returns their number.
 
     Raises:
-        UserError: not such an LMDB, or an image that cannot be decoded (the line has its id).
+        UserError: nothing that `open_images` reads, or an image that cannot be decoded (the line has its id).
     """
-    images = LmdbImages(image_data)
+    images = open_images(image_data)
     ids = images.ids()
 
     def decode(image_id: int | str) -> Image:
@@ -129,7 +131,7 @@ def extract_images(encoder: Encoder, image_data: Path, output: Path, batch_size:
 def extract_texts(
     encoder: Encoder, text_data: Path, output: Path, batch_size: int = 64, context_length: int = CONTEXT_LENGTH
 ) -> int:
-    """Encode a JSONL file's texts, in its order, into a feature file; returns their number.
+    """Encode the texts of a JSONL file or a split, in its order, into a feature file; returns their number.
 
     Texts longer than `context_length` lose their end; how many, and the first one's id, is printed.
 
@@ -139,10 +141,9 @@ def extract_texts(
     ids: list[int | str] = []
 
     def texts() -> Iterator[str]:
-        row: Text
-        for row in read_texts(text_data, need_image_ids=False):
-            ids.append(row.text_id)
-            yield row.text
+        for text_id, text in read_captions(text_data):
+            ids.append(text_id)
+            yield text
 
     done, cut, first = 0, 0, None
     with FeatureWriter(output, "text_id") as writer, progress(desc="texts", unit="text") as bar:
@@ -159,5 +160,18 @@ def extract_texts(
     return done
 
 
-def _beside(path: Path, suffix: str) -> Path:
-    return path.with_name(path.name.removesuffix(".jsonl") + suffix)
+def _default(what: Literal["texts", "images"], text_data: Path) -> Path:
+    """Where features are stored by default: beside the file of texts.
+
+    Raises:
+        UserError: the texts are not in such a file.
+    """
+    texts = text_data
+    flag, end = ("text", ".txt_feat.jsonl") if what == "texts" else ("image", ".img_feat.jsonl")
+    if not str(text_data).endswith(".jsonl"):
+        source = find_source(text_data)
+        if source.kind != "TSV":
+            raise UserError(f"--{flag}-feat-output-path is missing (its default lies beside a file of texts)")
+        texts = source.files[1]
+    name = texts.name if what == "texts" else texts.name.replace("_texts.jsonl", "_imgs.jsonl")
+    return texts.with_name(name.removesuffix(".jsonl") + end)

@@ -12,19 +12,20 @@ from cn_clip.errors import UserError
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Finetune a model on an LMDB of image-text pairs, or train one from scratch.
+    """Finetune a model on image-text pairs, or train one from scratch.
 
     A run lives in LOGS/NAME: its log, its metrics, its checkpoints. Starting the same command again resumes
     from the latest checkpoint there.
     """
 
     train_data: Path
-    """LMDB directory of the training split (written by `cn-clip data build-lmdb`)."""
+    """The training split: its LMDB directory (written by `cn-clip data build-lmdb`), DIR/train of the files
+    train_imgs.tsv and train_texts.jsonl, WebDataset shards or Parquet files (a folder or a pattern)."""
     recipe: str | None = None
     """Python file whose function `config` returns the options of an experiment (FILE:FUNCTION names another
     function); flags override them."""
     val_data: Path | None = None
-    """LMDB directory of the validation split; none: no validation."""
+    """The validation split, in any of these forms; none: no validation."""
     num_workers: int = 4
     """Processes that read training data; 0 reads in the main process."""
     valid_num_workers: int = 1
@@ -62,14 +63,25 @@ class TrainConfig:
 
     context_length: int = CONTEXT_LENGTH
     """Word pieces of a text, [CLS] and [SEP] included; longer texts are cut."""
-    augment: Literal["none", "timm", "light"] = "none"
+    augment: Literal["none", "timm", "light", "drawing", "flip"] = "none"
     """Training augmentation (ours): timm is that of --use-augment; light crops, flips and recolours whole
-    batches of small images at once, which is what two CPU cores can afford."""
+    batches of small images at once, which is what two CPU cores can afford; drawing also bends shapes and
+    changes style and ground, so that drawings by other hands are recognised; flip only mirrors half of them."""
+    first_text: float | None = None
+    """An epoch is every image once (ours), with one of its texts: its first with this probability, else any;
+    none: an epoch is every image-text pair."""
     use_augment: bool = False
     """The documented augmentation (timm's AutoAugment "original"): --augment timm."""
     multi_positive: bool = False
     """Every image-text pair known to be right is a positive, not only the batch's own (ours): for data in
     which images or captions repeat."""
+
+    teacher_image_feats: Path | None = None
+    """Feature file with a teacher's vector of every training image (ours): the image tower learns to agree."""
+    teacher_text_feats: Path | None = None
+    """Feature file with a teacher's vector of every training text (ours)."""
+    kd_loss_weight: float = 0.5
+    """Weight of the distillation loss, 1 - cosine, beside the contrastive one."""
 
     lr: float | None = None
     """Peak learning rate; by default the vision model's (5e-4, ViT-L 4e-4)."""
@@ -161,6 +173,10 @@ def resolve(config: TrainConfig) -> TrainConfig:
     for name in ("num_workers", "valid_num_workers", "warmup", "image_cache_mb"):
         if getattr(config, name) < 0:
             raise UserError(f"--{name.replace('_', '-')} must not be negative")
+    if not 0 <= (config.first_text or 0) <= 1:
+        raise UserError(f"--first-text must be from 0 to 1, not {config.first_text}")
+    if config.kd_loss_weight < 0:
+        raise UserError(f"--kd-loss-weight must not be negative, but is {config.kd_loss_weight}")
     for name in ("mask_ratio", "dropout"):
         if not 0 <= (getattr(config, name) or 0) < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 0 and less than 1")
@@ -171,8 +187,8 @@ def resolve(config: TrainConfig) -> TrainConfig:
         raise UserError(
             f"--context-length must be between 3 and {text.text_max_position_embeddings} for {config.text_model}"
         )
-    if config.use_augment and config.augment == "light":
-        raise UserError("--use-augment means --augment timm: give one of them, not --augment light as well")
+    if config.use_augment and config.augment not in ("none", "timm"):
+        raise UserError(f"--use-augment means --augment timm: give one of them, not --augment {config.augment}")
     # Radford et al. 2021, table 19, as the documented trainer has it.
     resnet = config.architecture().vision.is_resnet
     large = config.vision_model.startswith("ViT-L")

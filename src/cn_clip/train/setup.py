@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -12,6 +13,7 @@ from cn_clip.errors import UserError
 from cn_clip.models.clip import CLIP
 from cn_clip.towers import load_towers
 from cn_clip.train.config import TrainConfig
+from cn_clip.train.distill import DistillTask, read_teachers
 from cn_clip.train.log import RunLog
 from cn_clip.train.optim import build_optimizer
 from cn_clip.train.precision import Precision
@@ -47,7 +49,7 @@ def set_up(config: TrainConfig, log: RunLog) -> Run:
     for split, reader in (("train", data.dataset.reader), ("val", validator.data.reader if validator else None)):
         if reader:
             images, pairs = reader.images.num_images, len(reader.pairs)
-            log.info(f"{split} LMDB file contains {images} images and {pairs} pairs.")
+            log.info(f"{split} {reader.kind} file contains {images} images and {pairs} pairs.")
     steps_per_epoch = data.num_batches // config.accum_freq
     if steps_per_epoch == 0:
         raise UserError(
@@ -57,15 +59,17 @@ def set_up(config: TrainConfig, log: RunLog) -> Run:
     max_epochs = math.ceil(max_steps / steps_per_epoch)
     model = build_model(config, precision, log)
     known = data.dataset.known_pairs() if config.multi_positive else None
-    task = ClipTask(
-        model,
-        precision,
-        config.seed,
-        mask_ratio=config.mask_ratio,
-        frozen_vision=config.freeze_vision,
-        known=known,
-        report_accuracy=config.report_training_batch_acc,
-    )
+    options: dict[str, Any] = {
+        "mask_ratio": config.mask_ratio,
+        "frozen_vision": config.freeze_vision,
+        "known": known,
+        "report_accuracy": config.report_training_batch_acc,
+    }
+    if config.teacher_image_feats or config.teacher_text_feats:
+        teachers = read_teachers(data.dataset.reader, config, model.config.vision.embed_dim)
+        task: ClipTask = DistillTask(model, precision, config.seed, teachers, config.kd_loss_weight, **options)
+    else:
+        task = ClipTask(model, precision, config.seed, **options)
     optimizer = build_optimizer(model, config)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     for group in optimizer.param_groups:
@@ -105,6 +109,7 @@ def build_data(config: TrainConfig, device: torch.device) -> TrainLoader:
         config.augment,
         config.seed,
         config.image_cache_mb * 2**20 // max(1, config.num_workers),
+        config.first_text,
     )
     return TrainLoader(
         dataset, config.batch_size, config.num_workers, config.seed, pin_memory=device.type == "cuda"
