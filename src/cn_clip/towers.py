@@ -9,6 +9,7 @@ A path is a file, a folder of Hugging Face, or the id of a repository there.
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any, Literal
@@ -156,9 +157,10 @@ def _check_settings(source: Source, config: ModelConfig) -> None:
     own = {**config.to_dict(), "vision_hidden_act": config.vision.vision_hidden_act}
     for name in SILENT:
         if name in source.fields and source.fields[name] != own[name]:
+            value = json.dumps(source.fields[name])
             raise UserError(
                 f"{source.where}: its {name} is {source.fields[name]}, this model's {own[name]}: give an "
-                f'architecture (a JSON file) with "{name}": {source.fields[name]!r}'.replace("'", '"')
+                f'architecture (a JSON file) with "{name}": {value}'
             )
 
 

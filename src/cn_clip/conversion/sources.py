@@ -59,11 +59,9 @@ def image_source(path: str | os.PathLike[str]) -> Source:
             found, unused = to_ours(weights, VISION + SCALE)
         except ValueError as error:
             raise UserError(f"{where}: {error}") from None
+    elif any(name.startswith("visual.trunk.") for name in weights):
+        raise UserError(f"{where}: an image tower of timm (visual.trunk.…); only OpenAI CLIP's ViT can be read")
     else:
-        if trunk := next((name for name in weights if name.startswith("visual.trunk.")), None):
-            raise UserError(
-                f"{where}: {trunk}: an image tower of timm; only a ViT with OpenAI CLIP's names can be read"
-            )
         found = {k: v for k, v in weights.items() if k.startswith("visual.") or k == "logit_scale"}
         unused = [name for name in weights if name not in found and not BUFFERS.fullmatch(name)]
     if "visual.conv1.weight" not in found:
