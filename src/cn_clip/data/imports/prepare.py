@@ -7,7 +7,7 @@ WebP. Every other picture keeps its bytes, unless `max_side` or `quality` asks f
 
 from __future__ import annotations
 
-import base64
+import binascii
 import os
 from hashlib import blake2b
 from io import BytesIO
@@ -32,24 +32,26 @@ class Storing(NamedTuple):
         max_side: larger ones are made smaller, to this many pixels on their longer side; None: none is.
         quality: JPEG and lossy WebP are written anew at this quality (1 to 100) where that makes them smaller.
         verify: decode every picture, not only its header.
+        digest: hash the file that was read.
     """
 
     max_side: int | None = None
     quality: int | None = None
     verify: bool = True
+    digest: bool = True
 
 
 class Prepared(NamedTuple):
     """A picture's base64, or why there is none.
 
     Attributes:
-        base64: of the stored file.
-        digest: BLAKE2b of the file that was read, 16 bytes.
+        line: base64 of the stored file, with a line end.
+        digest: BLAKE2b of the file that was read, 16 bytes; empty when it was not asked for.
         change: what was done to it ("turned upright", "made smaller", "re-encoded"); empty when it is copied.
         problem: why it cannot be stored.
     """
 
-    base64: bytes = b""
+    line: bytes = b""
     digest: bytes = b""
     change: str = ""
     problem: Problem | None = None
@@ -71,7 +73,8 @@ def prepare(image: Path | bytes | Slice, storing: Storing) -> Prepared:
         stored, change = _stored(data, storing)
     except UserError as error:
         return Prepared(problem=Problem("undecodable image", str(error).removeprefix("picture: ")))
-    return Prepared(base64.b64encode(stored), blake2b(data, digest_size=16).digest(), change)
+    digest = blake2b(data, digest_size=16).digest() if storing.digest else b""
+    return Prepared(binascii.b2a_base64(stored), digest, change)
 
 
 def _name(image: Path | bytes | Slice) -> str:

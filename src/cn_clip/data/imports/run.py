@@ -86,7 +86,7 @@ def import_data(
     """
     found = find_source(source, layout, images, label_file, encoding)
     splitter = _splitter(splits, split_by, seed, group_column)
-    storing = _storing(max_side, quality, not no_verify)
+    storing = _storing(max_side, quality, not no_verify)._replace(digest=bool(splitter.weights))
     if "{}" not in template:
         raise UserError(f"--template {template!r}: expected {{}} where the caption goes, such as 一张{{}}的照片")
     texts = tuple(name.strip() for name in text_columns.split(",") if name.strip())

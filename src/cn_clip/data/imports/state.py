@@ -92,13 +92,14 @@ class State:
         """Keep a JSON value."""
         self.index.execute("insert or replace into meta values (?, ?)", (name, json.dumps(value)))
 
-    def append(self, name: str, line: bytes) -> None:
-        """Add a line to the growing file `name`."""
+    def append(self, name: str, *pieces: bytes) -> None:
+        """Add to the growing file `name`."""
         if name not in self.files:
             if name not in self.lengths:  # left by a process that was killed before it committed
                 (self.folder / name).unlink(missing_ok=True)
             self.files[name] = (self.folder / name).open("ab", buffering=1 << 20)
-        self.files[name].write(line)
+        for piece in pieces:
+            self.files[name].write(piece)
 
     def image(self, key: bytes) -> Known | None:
         """The image of a key."""

@@ -86,7 +86,7 @@ class Importer:
     def _import(self, item: Item, prepared: Prepared | None) -> None:
         for problem in item.problems:
             self._skip(item.where, item.name, problem)
-        known = self.state.image(item.key)
+        known = None if prepared else self.state.image(item.key)
         if known is None:
             self._new(item, prepared or prepare(item.image, self.storing))
         elif known.split is None:
@@ -114,7 +114,7 @@ class Importer:
             return  # another row may have a caption for it
         self.state.add_image(item.key, Known(image_id, split, item.ref))
         self.state.see_id(image_id)
-        self.state.append(f"{split}_imgs.tsv", b"%s\t%s\n" % (image_id.encode(), prepared.base64))
+        self.state.append(f"{split}_imgs.tsv", image_id.encode() + b"\t", prepared.line)
         self.state.counts[f"{split} images"] += 1
         if prepared.change:
             self.state.counts[f"changed: {prepared.change}"] += 1
