@@ -54,12 +54,12 @@ def value_places(read: Read, column: Any, max_level: int) -> tuple[npt.NDArray[n
         page, length = _page_header(read, at, end)
         data = at + length
         at = data + page[3]
-        if at > end:
+        if not data <= at <= end:
             raise Damaged("a page is longer than its column")
         if page[1] == _DICTIONARY:
             dictionary = _plain(read, data, at, page[7][1])
         elif page[1] in (_DATA, _DATA_V2):
-            places = _data_page(read, page, data, at, max_level, dictionary)
+            places = _data_page(read, page, data, at, max_level, dictionary, column.num_values - rows)
             rows += len(places[0])
             found.append(places)
     if rows != column.num_values:
@@ -70,11 +70,19 @@ def value_places(read: Read, column: Any, max_level: int) -> tuple[npt.NDArray[n
 
 
 def _data_page(
-    read: Read, page: dict[int, Any], data: int, end: int, max_level: int, dictionary: tuple[Any, Any] | None
+    read: Read,
+    page: dict[int, Any],
+    data: int,
+    end: int,
+    max_level: int,
+    dictionary: tuple[Any, Any] | None,
+    most: int,
 ) -> tuple[Any, Any]:
     width = max_level.bit_length()
+    count, encoding = (page[5][1], page[5][2]) if page[1] == _DATA else (page[8][1], page[8][4])
+    if not 0 <= count <= most:
+        raise Damaged(f"a page of {count} values, where {most} are left")
     if page[1] == _DATA:
-        count, encoding = page[5][1], page[5][2]
         present = np.ones(count, bool)
         if max_level:
             if page[5][3] != _RLE:
@@ -84,7 +92,6 @@ def _data_page(
             present = hybrid(levels, width, count) == max_level
             data += 4 + size
     else:
-        count, encoding = page[8][1], page[8][4]
         levels = _slice(read, data + page[8][6], page[8][5], end)
         present = hybrid(levels, width, count) == max_level if max_level else np.ones(count, bool)
         data += page[8][6] + page[8][5]
@@ -105,6 +112,8 @@ def _data_page(
 
 
 def _plain(read: Read, data: int, end: int, count: int) -> tuple[Any, Any]:
+    if not 0 <= count <= (end - data) // 4:
+        raise Damaged(f"{count} values in {end - data} bytes")
     offsets, sizes = np.empty(count, np.int64), np.empty(count, np.uint32)
     for i in range(count):
         size = int.from_bytes(_slice(read, data, 4, end), "little")
@@ -116,7 +125,7 @@ def _plain(read: Read, data: int, end: int, count: int) -> tuple[Any, Any]:
 
 
 def _slice(read: Read, offset: int, size: int, end: int) -> bytes:
-    if offset + size > end:
+    if size < 0 or offset + size > end:
         raise Damaged("a page is too short")
     return read(offset, size)
 

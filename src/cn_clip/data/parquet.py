@@ -111,7 +111,9 @@ def _places(file: Any, where: str, columns: Columns, read: Any) -> tuple[str, tu
         if is_addressable(column) and schema.max_repetition_level == 0:
             try:
                 places = value_places(read, column, schema.max_definition_level)
-            except (Damaged, KeyError, TypeError) as error:
+            except UserError:
+                raise
+            except (Damaged, LookupError, TypeError, ValueError) as error:  # a broken header may hold anything
                 raise UserError(f"{where}: damaged: row group {group} of column {leaf}: {error}") from None
             if len(places[0]) != rows:
                 raise UserError(f"{where}: damaged: {len(places[0])} pictures in {rows} rows of row group {group}")

@@ -86,7 +86,14 @@ def tar_members(path: Path) -> Iterator[Member]:
                 if info.isreg():
                     yield Member(info.name, info.offset_data, info.size)
             _check_end(path, archive.offset, total)
-    except tarfile.TarError as error:
+    except UserError:
+        raise
+    except (
+        tarfile.TarError,
+        ValueError,
+        OverflowError,
+        LookupError,
+    ) as error:  # a broken header may hold anything
         raise UserError(f"{path}: damaged, or not a tar file: {error}; copy or write it anew") from None
 
 
