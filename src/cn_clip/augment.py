@@ -133,6 +133,12 @@ class LightAugment:
         return flat.clamp_(0, 1).reshape(images.shape)
 
 
+def flip(pixels: npt.NDArray[np.uint8], seeds: list[int]) -> npt.NDArray[np.uint8]:
+    """Mirror half of the pictures, uint8 [N, H, W, 3]; which ones, their seeds say."""
+    mirrored = np.array([seed & 1 for seed in seeds], dtype=bool)
+    return np.where(mirrored[:, None, None, None], pixels[:, :, ::-1], pixels)
+
+
 def _symmetric(u: Tensor) -> Tensor:
     """Uniform on [0, 1) -> uniform on [-1, 1)."""
     return 2 * u - 1

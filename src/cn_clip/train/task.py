@@ -62,7 +62,7 @@ class ClipTask:
         positives = self._positives(batches)
         if len(batches) == 1:
             images, texts, scale = self._forward(batches[0], step, 0)
-            loss = contrastive_loss(images, texts, scale, positives)
+            loss = self.loss(images, texts, scale, positives, batches)
             self.precision.backward(loss)
         else:
             images, texts, loss = self._accumulate(batches, step, positives)
@@ -70,6 +70,12 @@ class ClipTask:
         if self.report_accuracy:
             stats["i2t"], stats["t2i"] = batch_accuracy(images, texts, positives)
         return loss.detach(), stats
+
+    def loss(
+        self, images: Tensor, texts: Tensor, scale: Tensor, positives: Tensor | None, batches: Sequence[Batch]
+    ) -> Tensor:
+        """The loss of a step's unit vectors [N, D], all its batches together: a float32 scalar."""
+        return contrastive_loss(images, texts, scale, positives)
 
     def after_step(self) -> None:
         """Keep the logit scale in [0, ln 100] (Radford et al. 2021, section 2.5)."""
@@ -91,7 +97,7 @@ class ClipTask:
         with torch.no_grad(), statistics_kept(self.model):
             parts = [self._forward(batch, step, i)[:2] for i, batch in enumerate(batches)]
         images, texts = (torch.cat(part).requires_grad_() for part in zip(*parts, strict=True))
-        loss = contrastive_loss(images, texts, self.model.logit_scale.exp(), positives)
+        loss = self.loss(images, texts, self.model.logit_scale.exp(), positives, batches)
         self.precision.backward(loss)
         assert images.grad is not None
         assert texts.grad is not None
