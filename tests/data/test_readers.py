@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 import tarfile
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -28,11 +29,13 @@ from hypothesis import strategies as st
 
 import formats_written as written
 from cn_clip.data import index as index_module
+from cn_clip.data.formats import image_to_base64, write_images, write_texts
 from cn_clip.data.loader import PairDataset, TrainLoader, ValidationData
 from cn_clip.data.readers import braces, find_source, open_images, open_split, read_captions
 from cn_clip.errors import UserError
 
 FORMATS = ["TSV", "WebDataset", "Parquet", "Parquet snappy", "Parquet HF"]
+POOLS: list[Any] = []  # Arrow's buffers must not outlive the pool they are from
 
 
 @pytest.fixture(scope="module")
@@ -386,6 +389,36 @@ def test_bytes_a_row(tmp_path: Path) -> None:
     assert open_split(tmp_path / "a.parquet").images.index.nbytes == (16 + 8 + 8 + 3) * 1000  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("kind", ["TSV", "WebDataset", "Parquet", "Parquet HF", "Parquet snappy"])
+def test_memory_is_that_of_a_few_images(tmp_path: Path, kind: str) -> None:
+    """Making the index and reading, of 12 MB: Python's memory, and Arrow's (row groups of 300 KB)."""
+    images = {str(i): np.random.default_rng(i).bytes(30_000) for i in range(400)}
+    pairs: written.Pairs = [(i, i, f"第{i}张") for i in range(400)]
+    write_images(tmp_path / "train_imgs.tsv", ((key, image_to_base64(data)) for key, data in images.items()))
+    write_texts(tmp_path / "train_texts.jsonl", ((i, text, [i]) for i, _, text in pairs))
+    written.write_shards(tmp_path / "shards", images, pairs, per_shard=150)
+    written.write_parquet(tmp_path / "plain" / "a.parquet", images, pairs, False, compression="none")
+    written.write_parquet(
+        tmp_path / "hf" / "train-0.parquet", images, pairs, compression="none", use_dictionary=False
+    )
+    written.write_parquet(tmp_path / "snappy.parquet", images, pairs, row_group_size=10)
+    pool, old = pa.proxy_memory_pool(pa.default_memory_pool()), pa.default_memory_pool()
+    POOLS.append(pool)
+    pa.set_memory_pool(pool)
+    tracemalloc.start()
+    try:
+        split: Any = open_split(path_of(tmp_path, kind))
+        if kind == "Parquet snappy":
+            split.images._elsewhere.kept_bytes = 1 << 20
+        for i in np.random.default_rng(0).permutation(400).tolist():
+            assert split.images[split.pairs[i][0]] == images[str(i)]
+        assert tracemalloc.get_traced_memory()[1] < 3_000_000
+        assert pool.max_memory() < 4_000_000
+    finally:
+        tracemalloc.stop()
+        pa.set_memory_pool(old)
+
+
 # Wrong content
 
 
@@ -541,9 +574,9 @@ def test_a_huge_compressed_row_group_is_refused(
     refused(path, "write the file with compression='none' or row_group_size=100, or convert it with cn-clip data")
 
 
-def test_few_row_groups_are_kept(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cn_clip.data.parquet._KEPT", 1)
+def test_few_row_groups_are_kept(data: Path) -> None:
     split: Any = open_split(path_of(data / "int", "Parquet snappy"))
+    split.images._elsewhere.kept_bytes = 1
     images, pairs = written.content(data / "int")
     for image_id, _, _ in pairs:
         assert split.images[image_id] == images[str(image_id)]

@@ -125,10 +125,14 @@ def _places(file: Any, where: str, columns: Columns, read: Any) -> tuple[str, tu
 
 
 class RowGroups:
-    """Pictures of compressed row groups: offset -2 - g stands for row group g, size for the row in it."""
+    """Pictures of compressed row groups: offset -2 - g stands for row group g, size for the row in it.
 
-    def __init__(self, files: Sequence[FileState], leaf: str) -> None:
-        self.files, self.leaf = list(files), leaf
+    Attributes:
+        kept_bytes: how much of decoded row groups is kept.
+    """
+
+    def __init__(self, files: Sequence[FileState], leaf: str, kept_bytes: int = _KEPT) -> None:
+        self.files, self.leaf, self.kept_bytes = list(files), leaf, kept_bytes
         self._forget()
 
     def _forget(self) -> None:
@@ -137,10 +141,10 @@ class RowGroups:
         self._kept: OrderedDict[tuple[int, int], Any] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"files": self.files, "leaf": self.leaf}
+        return {"files": self.files, "leaf": self.leaf, "kept_bytes": self.kept_bytes}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.files, self.leaf = state["files"], state["leaf"]
+        self.__dict__.update(state)
         self._forget()
 
     def read(self, number: int, offset: int, size: int) -> bytes | None:
@@ -156,7 +160,7 @@ class RowGroups:
             column = self._kept.get(key)
             if column is None:
                 column = self._kept[key] = self._decode(*key)
-                while len(self._kept) > 1 and sum(kept.nbytes for kept in self._kept.values()) > _KEPT:
+                while len(self._kept) > 1 and sum(kept.nbytes for kept in self._kept.values()) > self.kept_bytes:
                     self._kept.popitem(last=False)
             self._kept.move_to_end(key)
         return next(image_bytes(column.slice(size, 1)))
