@@ -20,7 +20,12 @@ from cn_clip import cli, cli_docs
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "README_zh.md", *sorted((ROOT / "docs").glob("*.md"))]
 PAIRS = [(page.with_name(page.name.replace("_zh.md", ".md")), page) for page in PAGES if "_zh" in page.name]
-RUN = [ROOT / "README.md", ROOT / "docs" / "datasets.md", ROOT / "docs" / "migrating.md"]
+RUN = [
+    ROOT / "README.md",
+    ROOT / "docs" / "datasets.md",
+    ROOT / "docs" / "migrating.md",
+    ROOT / "docs" / "import.md",
+]
 REFERENCE_ONLY = re.compile(r"<!-- flags of the reference that are not here: (.*?) -->")
 
 
@@ -419,6 +424,15 @@ def test_datasets_page_runs(workplace: Path) -> None:
     lmdb = workplace / "datasets" / "mine" / "lmdb" / "train"
     assert (lmdb / "imgs").exists()
     assert (lmdb / "pairs").exists()
+
+
+def test_import_page_runs(workplace: Path) -> None:
+    printed = run_page(ROOT / "docs" / "import.md", workplace)
+    promised = [b.code for b in blocks(ROOT / "docs" / "import.md") if b.language == "text"]
+    assert promised[0] in printed
+    report = (workplace / "datasets" / "pets" / "import_report.jsonl").read_text("utf-8").splitlines()
+    assert json.loads(report[0]) == json.loads(promised[1].splitlines()[0])
+    assert (workplace / "datasets" / "pets" / "lmdb" / "train" / "pairs").exists()
 
 
 def test_migrating_page_runs(workplace: Path) -> None:
