@@ -109,7 +109,8 @@ class TrainConfig:
     bert_weight_path: Path | None = None
     """BERT weights to start the text tower from."""
     resume: Path | None = None
-    """Checkpoint to start from; by default the run's own latest, if there is one."""
+    """Checkpoint to start from, or a model's name (`cn-clip models`); by default the run's own latest, if there
+    is one."""
     reset_optimizer: bool = False
     """Take the weights of the checkpoint, not its optimizer state."""
     reset_data_offset: bool = False

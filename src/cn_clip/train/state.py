@@ -23,6 +23,7 @@ from cn_clip.train.config import TrainConfig
 from cn_clip.train.log import RunLog
 from cn_clip.train.optim import load_optimizer
 from cn_clip.train.precision import Precision
+from cn_clip.zoo import available_models, weights_file
 
 LATEST = "epoch_latest.pt"
 
@@ -91,6 +92,8 @@ class RunState:
             UserError: not a checkpoint, of another architecture, or without what is to be restored.
         """
         path = self.config.resume
+        if path is not None and str(path) in available_models() and not path.exists():
+            path = weights_file(str(path))
         own = self.folder is not None and (path is None or path.resolve().parent == self.folder.resolve())
         if path is None and self.folder is not None and (self.folder / LATEST).exists():
             path = self.folder / LATEST
