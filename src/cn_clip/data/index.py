@@ -169,7 +169,7 @@ class IdBuilder:
         self.hashes.append(stable_hash(key))
 
     def arrays(self, prefix: str) -> dict[str, Array]:
-        """What `IdTable` is made of: 8 bytes a row for ascending integers, else up to 20 and the strings."""
+        """What `IdTable` is made of: 8 bytes a row for ascending integers, 20 for others, 20 and the strings."""
         keys: Array
         order: Array
         if self.numbers is not None:

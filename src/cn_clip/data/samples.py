@@ -1,6 +1,6 @@
 """Samples, each a picture with its captions, as WebDataset shards and Parquet files hold them.
 
-The index takes 16 bytes a picture, and 8 to 20 for an integer id (a string: its UTF-8 and 28); the captions are
+The index takes 16 bytes a picture, and 8 to 20 for an integer id (a string: its UTF-8 and 20); the captions are
 kept in it, as UTF-8 and 8 bytes each, so that reading a text never touches a shard.
 """
 
