@@ -39,7 +39,7 @@ def rn50_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_readmes_example(rn50_root: Path, tmp_path: Path) -> None:
     from cn_clip.clip import available_models, load_from_name
 
-    assert available_models() == ["ViT-B-16", "ViT-L-14", "ViT-L-14-336", "ViT-H-14", "RN50"]
+    assert available_models() == ["ViT-B-16", "ViT-L-14", "ViT-L-14-336", "ViT-H-14", "RN50", "emoji-tiny"]
     pictures(1)[0].save(tmp_path / "pokemon.jpeg")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model, preprocess = load_from_name("RN50", device=device, download_root=str(rn50_root))
@@ -79,7 +79,7 @@ def test_an_unknown_name_lists_the_known_ones(name: str) -> None:
     with pytest.raises(UserError) as caught:
         clip.load_from_name(name)
     assert str(caught.value) == (
-        f"no model or file {name}; published models: ViT-B-16, ViT-L-14, ViT-L-14-336, ViT-H-14, RN50"
+        f"no model or file {name}; named models: ViT-B-16, ViT-L-14, ViT-L-14-336, ViT-H-14, RN50, emoji-tiny"
     )
 
 

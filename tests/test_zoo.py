@@ -16,10 +16,13 @@ import pytest
 import torch
 
 from cn_clip import zoo
-from cn_clip.cli import main
+from cn_clip.checkpoint import write_weights
+from cn_clip.clip import load_from_name
 from cn_clip.config import model_config
+from cn_clip.encoder import Encoder
 from cn_clip.errors import MissingExtra, UserError
-from tiny import VIT, write_json
+from cn_clip.tokenizer import default_tokenizer
+from tiny import VIT, tiny_model, write_json
 
 FILE = "/OFA-Sys/chinese-clip-rn50/resolve/main/clip_cn_rn50.pt"
 FETCH = """
@@ -185,7 +188,7 @@ def test_the_default_folder_is_in_the_home(tmp_path: Path, monkeypatch: pytest.M
 
 @pytest.mark.usefixtures("no_network")
 def test_what_cannot_be_downloaded_at_all(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no model ViT-X: published are ViT-B-16, ViT-L-14, ViT-L-14-336"):
+    with pytest.raises(UserError, match="no model ViT-X: there are ViT-B-16, ViT-L-14, ViT-L-14-336"):
         zoo.weights_file("ViT-X", str(tmp_path))
     (tmp_path / "clip_cn_rn50.pt").mkdir()
     with pytest.raises(UserError, match=r"clip_cn_rn50.pt: exists and is not a file; move it away"):
@@ -205,22 +208,40 @@ def test_without_modelscope_the_extra_is_named(tmp_path: Path, monkeypatch: pyte
 
 
 def test_the_published_models() -> None:
-    assert zoo.available_models() == list(zoo.MODELS)
+    assert zoo.available_models() == [*zoo.MODELS, "emoji-tiny"]
     for name, model in zoo.MODELS.items():
         assert model.config == model_config(name, model.text)
     assert zoo.MODELS["ViT-H-14"].text == "RoBERTa-wwm-ext-large-chinese"
     assert zoo.MODELS["ViT-L-14-336"].config.vision.image_resolution == 336
 
 
-def test_cn_clip_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "clip_cn_rn50.pt").touch()
-    assert main(["models", "--download-root", str(tmp_path)]) == 0
-    rows = capsys.readouterr().out.splitlines()
-    assert rows[-1] == f"weights are kept in {tmp_path}"
-    table = {row.split()[0]: row.split() for row in rows[1:-1]}
-    assert list(table) == zoo.available_models()
-    assert table["ViT-B-16"][1:6] == ["188,262,913", "224", "512", "clip_cn_vit-b-16.pt", "not"]
-    assert table["RN50"][1:6] == ["76,989,537", "224", "1024", "clip_cn_rn50.pt", "here"]
+@pytest.fixture
+def bundled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the bundled model's file belongs, in a package whose assets are another folder."""
+    default_tokenizer()  # its vocabulary is an asset as well: read it while it is there
+    monkeypatch.setattr(zoo.resources, "files", lambda package: tmp_path / "package")
+    (tmp_path / "package" / "assets").mkdir(parents=True)
+    return tmp_path / "package" / "assets" / "emoji-tiny.safetensors"
+
+
+@pytest.mark.usefixtures("no_network")
+def test_the_bundled_model_needs_no_network_and_no_folder(bundled: Path) -> None:
+    model = tiny_model()
+    write_weights(bundled, model.state_dict(), model.config, torch.float16)
+    loaded, transform = load_from_name("emoji-tiny", "cpu", download_root="/nowhere")
+    assert loaded.config == model.config
+    assert transform.size == model.config.vision.image_resolution
+    assert next(loaded.parameters()).dtype == torch.float32
+    encoder = Encoder.load("emoji-tiny", device="cpu")
+    assert encoder.encode_texts(["猫"]).shape == (1, model.config.vision.embed_dim)
+
+
+@pytest.mark.usefixtures("no_network")
+def test_a_bundled_model_whose_file_is_missing(bundled: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        load_from_name("emoji-tiny", "cpu")
+    said = "the weights of emoji-tiny are missing from this installation: install it again"
+    assert str(caught.value) == f"{bundled}: {said}"
 
 
 def test_an_architecture_file_is_no_model_name(tmp_path: Path) -> None:

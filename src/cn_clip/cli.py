@@ -27,6 +27,8 @@ VERBS: dict[str, Verb] = {
     "data import": Verb("cn_clip.data.imports.run:import_data", "captioned pictures of any layout -> TSV, JSONL"),
     "data build-lmdb": Verb("cn_clip.data.build_lmdb:build_lmdb", "TSV images and JSONL texts -> LMDB"),
     "data check": Verb("cn_clip.data.check:check", "report every problem of a dataset, with file and line"),
+    "data stats": Verb("cn_clip.data.stats:stats", "counts, lengths, sizes and repetitions of a dataset; a page"),
+    "data dedup": Verb("cn_clip.dedup:dedup", "copies of pictures within and across splits; a dataset without them"),
     "data invert": Verb("cn_clip.data.formats:invert", "text -> images annotations to image -> texts"),
     "data sample": Verb("cn_clip.data.emoji_cn:sample", "write the sample dataset emoji_cn"),
     "data build-sample": Verb("cn_clip.data.emoji_cn:build", "build emoji_cn afresh from its npm packages"),
@@ -37,7 +39,13 @@ VERBS: dict[str, Verb] = {
     "topk": Verb("cn_clip.eval.knn:topk", "the k nearest images of each text, or texts of each image"),
     "recall": Verb("cn_clip.eval.recall:recall", "recall@k of predictions, in either direction"),
     "weights join": Verb("cn_clip.towers:join", "an image tower and a Chinese text tower of two models -> one"),
-    "models": Verb("cn_clip.zoo:models", "the known models, and which of them are on this machine"),
+    "weights inspect": Verb("cn_clip.weights.inspection:inspect", "what a file of weights holds"),
+    "weights convert": Verb("cn_clip.weights.convert:convert", "weights to .pt, safetensors or Hugging Face"),
+    "weights diff": Verb("cn_clip.weights.diff:diff", "where two files of weights differ"),
+    "weights interpolate": Verb("cn_clip.weights.interpolate:interpolate", "between two checkpoints (WiSE-FT)"),
+    "weights average": Verb("cn_clip.weights.interpolate:average", "the mean of checkpoints (model soup)"),
+    "weights verify": Verb("cn_clip.weights.checksums:verify", "check or write a file's SHA-256"),
+    "models": Verb("cn_clip.weights.listing:models", "the named models, and which of them are on this machine"),
 }
 
 

@@ -1,8 +1,10 @@
-"""The published models: their towers, and where their weights are (a local file, Hugging Face, ModelScope)."""
+"""The models that have a name: the published ones, whose weights are in a local file, on Hugging Face or on
+ModelScope, and the small ones that come with this package."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 
 from cn_clip.config import ModelConfig, model_config
@@ -39,23 +41,47 @@ MODELS: dict[str, Published] = {
 }
 
 
+# Name -> file in the package's assets; its architecture is in the file.
+BUNDLED: dict[str, str] = {"emoji-tiny": "emoji-tiny.safetensors"}
+
+
 def available_models() -> list[str]:
-    """Names of the published models."""
-    return list(MODELS)
+    """Names of the published models, then of those that come with the package."""
+    return [*MODELS, *BUNDLED]
+
+
+def weights_root(download_root: str | None = None) -> Path:
+    """The folder that downloaded weights are kept in."""
+    return Path(download_root or DOWNLOAD_ROOT).expanduser()
+
+
+def bundled_path(name: str) -> Path:
+    """Where the file of a model that comes with the package belongs."""
+    return Path(str(resources.files("cn_clip") / "assets" / BUNDLED[name]))
 
 
 def weights_file(name: str, download_root: str | None = None, use_modelscope: bool = False) -> Path:
-    """The local file of a published model's weights, downloaded first if it is not there.
+    """The local file of a named model's weights, downloaded first if it is a published one that is not there.
 
     Hugging Face downloads honour `HF_ENDPOINT` (a mirror's address) and show progress.
 
     Raises:
-        UserError: unknown name, or no connection: the line says which file to put where.
+        UserError: unknown name, or no connection: the line says which file to put where; or a bundled model's file
+            is not in this installation.
     """
+    if name in BUNDLED:
+        bundled = bundled_path(name)
+        if not bundled.is_file():
+            raise UserError(
+                f"{bundled}: the weights of {name} are missing from this installation: install it again"
+            )
+        return bundled
     if name not in MODELS:
-        raise UserError(f"no model {name}: published are {', '.join(MODELS)}; a path must be an existing file")
+        raise UserError(
+            f"no model {name}: there are {', '.join(available_models())}; a path must be an existing file"
+        )
     model = MODELS[name]
-    root = Path(download_root or DOWNLOAD_ROOT).expanduser()
+    root = weights_root(download_root)
     target = root / model.file
     if target.is_file():
         return target
@@ -89,27 +115,3 @@ def _from_modelscope(repository: str, file: str, root: Path) -> Path:
     except ImportError:
         raise MissingExtra("modelscope", "modelscope", "downloading from ModelScope") from None
     return Path(model_file_download(model_id=repository, file_path=file, local_dir=str(root)))
-
-
-def models(download_root: str | None = None) -> None:
-    """List the published models: towers, parameters, input resolution, feature width, and whether they are here.
-
-    Args:
-        download_root: where weights are kept; ~/.cache/clip by default.
-    """
-    import torch
-
-    from cn_clip.models.clip import CLIP
-
-    root = Path(download_root or DOWNLOAD_ROOT).expanduser()
-    print(f"{'model':14}{'parameters':>12}{'pixels':>8}{'width':>7}  {'weights':32} text tower")
-    for name, model in MODELS.items():
-        with torch.device("meta"):
-            count = sum(p.numel() for p in CLIP(model.config).parameters())
-        vision = model.config.vision
-        state = "here" if (root / model.file).is_file() else "not here"
-        print(
-            f"{name:14}{count:12,}{vision.image_resolution:8}{vision.embed_dim:7}  "
-            f"{f'{model.file} {state}':32} {model.text}"
-        )
-    print(f"weights are kept in {root}")

@@ -20,6 +20,7 @@ from cn_clip.conversion.processor import write_json, write_tokenizer
 from cn_clip.errors import UserError
 
 SETTINGS, GENERAL, NORMALIZE = "sentence_bert_config.json", "config_sentence_transformers.json", "1_Normalize"
+FOLDER_FILES = FILES | {MODULES, SETTINGS, GENERAL, NORMALIZE}
 
 
 def save_sentence_transformers(
@@ -49,7 +50,7 @@ def save_sentence_transformers(
     longest = config.text.text_max_position_embeddings
     if not 3 <= context_length <= longest:
         raise UserError(f"context length {context_length}: this text tower takes 3 to {longest}")
-    with new_folder(folder, FILES | {MODULES, SETTINGS, GENERAL, NORMALIZE}) as temporary:
+    with new_folder(folder, FOLDER_FILES) as temporary:
         write_model(temporary, weights, config, dtype, max_shard_size)
         write_tokenizer(temporary, context_length)
         (temporary / NORMALIZE).mkdir()

@@ -1,0 +1,1 @@
+"""What is done with files of weights: listed, inspected, converted, compared, interpolated, checked."""
