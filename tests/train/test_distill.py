@@ -73,7 +73,9 @@ def test_loss_is_the_contrastive_one_and_one_minus_cosine(tmp_path: Path, lmdb: 
 
 def test_a_student_comes_to_agree(tmp_path: Path, lmdb: Path) -> None:
     files = teacher_files(tmp_path, lmdb)
-    config = with_teachers(tiny_config(tmp_path, lmdb, max_epochs=20, lr=5e-3, valid_epoch_interval=None), files, weight=10.0)
+    config = with_teachers(
+        tiny_config(tmp_path, lmdb, max_epochs=20, lr=5e-3, valid_epoch_interval=None), files, weight=10.0
+    )
     folder = run(config)
     model = load_model(read_checkpoint(folder / "checkpoints" / "epoch_latest.pt"))
     dataset = PairDataset(lmdb / "train", 32, 16)
