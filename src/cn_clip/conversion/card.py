@@ -104,7 +104,4 @@ def _introduction(card: Card, config: ModelConfig) -> str:
 
 
 def _here() -> str:
-    return (
-        "With [chinese-clip](https://github.com/OFA-Sys/Chinese-CLIP)'s own package: "
-        '`cn_clip.clip.load_from_name("THIS_FOLDER")`.'
-    )
+    return 'With the package `chinese-clip`: `cn_clip.clip.load_from_name("THIS_FOLDER")`.'
