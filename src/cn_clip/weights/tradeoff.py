@@ -111,7 +111,8 @@ def header(sets: Sequence[str]) -> str:
     """The two lines above the table."""
     top = " " * 7 + "".join(f"{which + ' set, recall %':^55}" for which in sets)
     columns = "".join(f"{name:>7}" for name in ("t→i@1", "@5", "@10", "i→t@1", "@5", "@10", "mean"))
-    return f"{top.rstrip()}\n{'alpha':>7}" + (columns + " " * 6) * len(sets)
+    below = f"{'alpha':>7}" + (columns + " " * 6) * len(sets)
+    return f"{top.rstrip()}\n{below.rstrip()}"
 
 
 def line(row: Row) -> str:
