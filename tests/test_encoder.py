@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import pickle
 import threading
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,10 +20,12 @@ from PIL import Image
 from cn_clip.clip import image_transform, tokenize
 from cn_clip.encoder import Encoder
 from cn_clip.errors import UserError
+from cn_clip.inputs import BadItem
 from cn_clip.models.clip import CLIP
 from tiny import BERT, RESNET, TEXTS, encoded, pictures, save_ours, tiny_model
 
-pytestmark = pytest.mark.usefixtures("one_torch_thread")
+CUT = "ignore:.* texts are longer than:UserWarning"
+pytestmark = [pytest.mark.usefixtures("one_torch_thread"), pytest.mark.filterwarnings(CUT)]
 MODEL = tiny_model()
 
 
@@ -97,7 +102,7 @@ def test_texts_of_every_length_in_random_order(encoder: Encoder) -> None:
 def test_texts_come_in_windows_with_a_report_of_the_cut_ones(
     encoder: Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cn_clip.encoder.TEXT_WINDOW", 5)
+    monkeypatch.setattr("cn_clip.streams.TEXT_WINDOW", 5)
     texts = TEXTS * 3
     parts = list(encoder.text_vectors(iter(texts), batch_size=2))
     assert [len(vectors) for vectors, _ in parts] == [5, 5, 5, 5, 1]
@@ -196,7 +201,8 @@ def test_one_lazily_opened_picture_many_times(encoder: Encoder, tmp_path: Path) 
 
 def test_bf16_is_close_in_cosine(tmp_path: Path) -> None:
     path = str(save_ours(tiny_model(), tmp_path / "ours.pt"))
-    exact, rough = Encoder.load(path, device="cpu"), Encoder.load(path, device="cpu", precision="bf16")
+    exact, rough = (Encoder.load(path, device="cpu", precision=name) for name in ("fp32", "bf16"))
+    assert (exact.precision, rough.precision) == ("fp32", "bf16")
     images = pictures(9)
     for one, other in (
         (exact.encode_images(images), rough.encode_images(images)),
@@ -234,17 +240,25 @@ def test_a_bad_picture_is_named(encoder: Encoder, tmp_path: Path) -> None:
         (b"", "image 5: the image is empty (0 bytes)"),
         (b"hello", "image 5: not an image in a known format"),
         (Image.open(tmp_path / "half.png"), "image 5: cannot decode the image"),
-        (tmp_path / "half.png", f"{tmp_path / 'half.png'}: cannot decode the image"),
-        (tmp_path / "empty.jpg", f"{tmp_path / 'empty.jpg'}: the image is empty (0 bytes)"),
-        (str(tmp_path / "text.jpg"), f"{tmp_path / 'text.jpg'}: not an image in a known format"),
-        (tmp_path / "missing.jpg", f"{tmp_path / 'missing.jpg'}: cannot read the image: No such file"),
-        (tmp_path, f"{tmp_path}: cannot read the image: "),
-        (np.zeros((4, 4), np.uint8), "image 5: expected uint8 [H, W, 3], got uint8 [4, 4]"),
-        (np.zeros((4, 4, 3)), "image 5: expected uint8 [H, W, 3], got float64 [4, 4, 3]"),
+        (tmp_path / "half.png", f"image 5: {tmp_path / 'half.png'}: cannot decode the image"),
+        (tmp_path / "empty.jpg", f"image 5: {tmp_path / 'empty.jpg'}: the image is empty (0 bytes)"),
+        (str(tmp_path / "text.jpg"), f"image 5: {tmp_path / 'text.jpg'}: not an image in a known format"),
+        (tmp_path / "missing.jpg", f"image 5: {tmp_path / 'missing.jpg'}: cannot read the image: No such file"),
+        (tmp_path, f"image 5: {tmp_path}: cannot read the image: "),
+        (np.zeros((4, 4, 2), np.uint8), "image 5: expected uint8 [H, W, 3] (or 1 or 4 channels, or [H, W]), got"),
+        (np.zeros((4, 4, 3)), "image 5: expected uint8 [H, W, 3] (or 1 or 4 channels, or [H, W]), got float64"),
+        (
+            np.zeros(7, np.uint8),
+            "image 5: expected uint8 [H, W, 3] (or 1 or 4 channels, or [H, W]), got uint8 [7]",
+        ),
+        (
+            torch.zeros(3, 4, 4),
+            "image 5: expected a path, bytes, a file, a PIL picture or an array, got Tensor (of a",
+        ),
         (np.zeros((0, 4, 3), np.uint8), "image 5: 4×0 pixels: expected 1 to"),
         (Image.new("La", (4, 4)), "image 5: a picture of mode La"),
-        (None, "image 5: expected a path, bytes, PIL picture or array, got NoneType"),
-        (3, "image 5: expected a path, bytes, PIL picture or array, got int"),
+        (None, "image 5: expected a path, bytes, a file, a PIL picture or an array, got NoneType"),
+        (3, "image 5: expected a path, bytes, a file, a PIL picture or an array, got int"),
     ):
         items: list[Any] = [*good, bad, *good]
         with pytest.raises(UserError) as caught:
@@ -252,6 +266,8 @@ def test_a_bad_picture_is_named(encoder: Encoder, tmp_path: Path) -> None:
         message = str(caught.value)
         assert message.startswith(start), message
         assert "\n" not in message
+        assert isinstance(caught.value, BadItem)
+        assert caught.value.index == 5
 
 
 def test_a_bad_text_is_named(encoder: Encoder) -> None:
@@ -266,6 +282,63 @@ def test_context_lengths_that_cannot_be(encoder: Encoder) -> None:
     assert message == "context length 65: this text tower takes 64 at most"
     assert BERT["text_max_position_embeddings"] == 64
     assert encoder.encode_texts(["猫" * 80], context_length=64).shape == (1, 24)
+
+
+def test_what_was_cut_is_warned_of(encoder: Encoder) -> None:
+    with pytest.warns(UserWarning, match=r"2 texts are longer than 52 word pieces and were cut \(first: text 1\)"):
+        encoder.encode_texts(["猫", "猫" * 51, "猫" * 50, "狗" * 99])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        encoder.encode_texts(["猫", "猫" * 50])
+
+
+def test_bad_pictures_are_skipped_and_reported(encoder: Encoder, tmp_path: Path) -> None:
+    images = pictures(9)
+    items: list[Any] = mixed(images, tmp_path)
+    for place, bad in ((0, b""), (4, None), (5, tmp_path / "missing.jpg"), (12, b"hello")):
+        items.insert(place, bad)
+    for batch_size in (1, 3, 4, 50):
+        found = encoder.encode_images(items, batch_size, on_error="skip")
+        assert found.indices.tolist() == [1, 2, 3, 6, 7, 8, 9, 10, 11]
+        np.testing.assert_allclose(found.vectors, one_by_one(encoder.model, images), atol=1e-5, rtol=0)
+        assert [error.index for error in found.errors] == [0, 4, 5, 12]
+        assert [str(error).split(":")[0] for error in found.errors] == [f"image {i}" for i in (0, 4, 5, 12)]
+        assert found.vectors.dtype == np.float32
+    nothing = encoder.encode_images([b"", None], on_error="skip")  # type: ignore[list-item]
+    assert (nothing.vectors.shape, len(nothing.errors)) == ((0, 24), 2)
+    assert pickle.loads(pickle.dumps(nothing.errors[1])).index == 1
+
+
+def test_bad_texts_are_skipped_and_reported(encoder: Encoder) -> None:
+    found = encoder.encode_texts(["猫", 3, "一只狗", None], on_error="skip")  # type: ignore[list-item]
+    assert found.indices.tolist() == [0, 2]
+    assert np.array_equal(found.vectors, encoder.encode_texts(["猫", "一只狗"]))
+    assert [str(error) for error in found.errors] == [
+        "text 1: expected a string, got int",
+        "text 3: expected a string, got NoneType",
+    ]
+    assert message_of(lambda: encoder.encode_texts(["猫"], on_error="ignore")).startswith(
+        "on_error is raise or skip"
+    )
+
+
+def test_arrays_and_files_of_every_kind(encoder: Encoder, tmp_path: Path) -> None:
+    image = pictures(1)[0]
+    rgba = image.convert("RGBA")
+    rgba.putalpha(Image.linear_gradient("L").resize(image.size))
+    grey = image.convert("L")
+    for kind, same in (
+        (np.asarray(rgba), rgba),
+        (np.asarray(grey), grey),
+        (np.asarray(grey)[:, :, None], grey),
+        (np.asarray(image)[:, ::-1], image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)),
+        (io.BytesIO(encoded(image)), image),
+        (bytearray(encoded(image)), image),
+    ):
+        expected = encoder.encode_images([same])
+        assert np.array_equal(encoder.encode_images([kind]), expected)
+        if isinstance(kind, np.ndarray):
+            assert np.array_equal(encoder.encode_images(kind), expected)  # alone
 
 
 def test_no_thread_stays_behind(encoder: Encoder) -> None:

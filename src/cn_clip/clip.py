@@ -20,6 +20,7 @@ import torch
 
 from cn_clip.checkpoint import load_model, read_checkpoint
 from cn_clip.config import CONTEXT_LENGTH, ModelConfig, model_config
+from cn_clip.devices import PRECISIONS, choose_precision, usable_device
 from cn_clip.errors import UserError
 from cn_clip.hub import is_repository, snapshot
 from cn_clip.models.clip import CLIP
@@ -29,27 +30,6 @@ from cn_clip.transform import ImageTransform
 from cn_clip.zoo import MODELS, available_models, weights_file
 
 __all__ = ["available_models", "image_transform", "load", "load_from_name", "tokenize"]
-
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-def default_device() -> str:
-    """`cuda` where there is one, else `cpu`."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def usable_device(device: str | torch.device | None) -> torch.device:
-    """The device of that name, `default_device` if None.
-
-    Raises:
-        UserError: no such device, or not on this machine.
-    """
-    try:
-        found = torch.device(device or default_device())
-        torch.empty(0, device=found)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"device {device}: {str(error).splitlines()[0]}") from None
-    return found
 
 
 def load_from_name(
@@ -75,22 +55,21 @@ def load_from_name(
         input_resolution: pixels of the square input; another than the model's own interpolates its position
             embeddings.
         use_modelscope: download from ModelScope instead of Hugging Face.
-        precision: fp32, bf16 or fp16 weights and computation.
+        precision: fp32, bf16 or fp16 weights and computation; auto is bf16 where the processor computes it itself.
 
     Raises:
         UserError: no such model, no connection, or a file that does not hold this model's weights.
     """
-    if precision not in PRECISIONS:
-        raise UserError(f"no precision {precision}; choose one of {', '.join(PRECISIONS)}")
     target = usable_device(device)
+    dtype = PRECISIONS[choose_precision(precision, target)]
     config = MODELS[name].config if name in MODELS else None
     source = Path(name)
-    if config:
+    if name in available_models():
         source = weights_file(name, download_root, use_modelscope)
     elif is_repository(name):
         source = snapshot(name, download_root)
     elif not name or not source.exists():
-        raise UserError(f"no model or file {name}; published models: {', '.join(MODELS)}")
+        raise UserError(f"no model or file {name}; named models: {', '.join(available_models())}")
     checkpoint = read_checkpoint(source)
     for note in checkpoint.rest.get("notes", []):
         warnings.warn(note, stacklevel=2)
@@ -101,7 +80,7 @@ def load_from_name(
     config = config or checkpoint.architecture()
     if input_resolution:
         config = _at_resolution(config, input_resolution)
-    model = load_model(checkpoint, config, PRECISIONS[precision])
+    model = load_model(checkpoint, config, dtype)
     return model.to(target), ImageTransform(config.vision.image_resolution)
 
 

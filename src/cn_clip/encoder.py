@@ -5,201 +5,264 @@
     texts = encoder.encode_texts(["一只猫", "一只狗"])
     similarity = texts @ images.T
 
-Pictures are decoded in threads while the model runs. Texts are sorted by length, so that a batch is no wider than
-its longest text: padding costs as much as words do.
+Of any number of them in constant memory: `image_vectors`, `text_vectors` (streams.py).
 """
 
 from __future__ import annotations
 
-import itertools
-import os
-import threading
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, TypeAlias, TypeVar
+import warnings
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, overload
 
 import numpy as np
-import numpy.typing as npt
-import torch
-import torch.nn.functional as F
-from PIL import Image
 
-from cn_clip.clip import load_from_name
-from cn_clip.config import CONTEXT_LENGTH
+from cn_clip.backends import load_backend
+from cn_clip.backends.torch import TorchBackend
+from cn_clip.batching import batched, split_texts
 from cn_clip.errors import UserError
+from cn_clip.inputs import Encoded, ImageInput, Vectors, check_text, several
 from cn_clip.models.clip import CLIP
-from cn_clip.tokenizer import TokenBatch, Tokenizer, default_tokenizer
-from cn_clip.transform import decode_image, load_image, normalise, resize
+from cn_clip.scores import Classification, Template, classify, fuse, label_sentences, unit
+from cn_clip.streams import OnError, Streams, checked
+from cn_clip.tokenizer import TokenBatch
 
-ImageInput: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | npt.NDArray[np.uint8]"
-Vectors: TypeAlias = npt.NDArray[np.float32]
-T = TypeVar("T")
-R = TypeVar("R")
-
-TEXT_WINDOW = 8192  # texts sorted by length at a time
+LONG_TEXTS = 1024  # long texts whose windows are computed together
 
 
-class Encoder:
-    """A model in eval mode, ready to encode.
+class Encoder(Streams):
+    """A model in eval mode, ready to encode; threads may share one, and a forked process may go on with it.
 
     Attributes:
-        model: the two towers.
+        backend: what computes the features.
         size: pixels of the square image input.
         width: numbers in a vector.
         device: where the model runs.
+        precision: what it computes in: fp32, bf16 or fp16.
     """
-
-    def __init__(self, model: CLIP, tokenizer: Tokenizer | None = None, workers: int | None = None) -> None:
-        """`workers` is the number of decoding threads: one a processor core, at most 16, if None."""
-        self.model = model.eval()
-        self.size = model.config.vision.image_resolution
-        self.width = model.config.vision.embed_dim
-        self.device = next(model.parameters()).device
-        self.workers = max(1, workers or min(16, os.cpu_count() or 1))
-        self._decoding = threading.Lock()
-        self.tokenizer = tokenizer or default_tokenizer()
 
     @classmethod
     def load(
         cls,
         name_or_path: str,
+        backend: str = "auto",
         device: str = "auto",
-        precision: str = "fp32",
+        precision: str = "auto",
         download_root: str | None = None,
         workers: int | None = None,
+        fast_decode: bool = False,
         **names: Any,
     ) -> Encoder:
         """Load a published model by name, or a checkpoint by path.
 
         Args:
             name_or_path: as in `cn_clip.clip.load_from_name`.
+            backend: auto, or torch.
             device: auto (a GPU where there is one), or a torch device.
-            precision: fp32, bf16 or fp16.
+            precision: fp32, bf16, fp16, or auto: bf16 where the processor computes it itself, else fp32.
             download_root: where published weights are kept.
             workers: decoding threads.
+            fast_decode: decode JPEGs at a smaller scale, two to three times as fast; not quite the same vectors.
             **names: `vision_model_name`, `text_model_name`, `input_resolution`, `use_modelscope` of
                 `load_from_name`.
 
         Raises:
-            UserError: no such model, or a file that does not hold its weights.
+            UserError: no such model, backend, device or precision, or a file that does not hold its weights.
         """
-        where = None if device == "auto" else device
-        model, _ = load_from_name(name_or_path, where, download_root, precision=precision, **names)
-        return cls(model, workers=workers)
+        loaded = load_backend(backend, name_or_path, device, precision, download_root=download_root, **names)
+        return cls(loaded, workers=workers, fast_decode=fast_decode)
 
-    def encode_images(self, images: Iterable[ImageInput], batch_size: int = 32) -> Vectors:
-        """Unit vectors float32 [N, width] of pictures: paths, encoded bytes, PIL pictures or uint8 [H, W, 3].
-
-        One picture alone is a list of one.
+    @property
+    def model(self) -> CLIP:
+        """The two towers.
 
         Raises:
-            UserError: a picture cannot be decoded; the line has its path or its index.
+            UserError: they run in another backend than torch.
         """
-        return _stack(self.image_vectors(images, batch_size), self.width)
+        if not isinstance(self.backend, TorchBackend):
+            raise UserError(f"backend {self.backend.name} has no torch model; load it with backend='torch'")
+        return self.backend.model
 
+    @overload
+    def encode_images(
+        self, images: Iterable[ImageInput], batch_size: int = 32, on_error: Literal["raise"] = "raise"
+    ) -> Vectors: ...
+    @overload
+    def encode_images(
+        self, images: Iterable[ImageInput], batch_size: int = 32, *, on_error: Literal["skip"]
+    ) -> Encoded: ...
+    def encode_images(
+        self, images: Iterable[ImageInput], batch_size: int = 32, on_error: OnError = "raise"
+    ) -> Vectors | Encoded:
+        """Unit vectors float32 [N, width] of pictures, in any mixture.
+
+        Args:
+            images: paths, encoded bytes, open files, PIL pictures of any mode, or uint8 arrays [H, W, 3] (RGB;
+                or [H, W], 1 or 4 channels). One picture alone is a list of one.
+            batch_size: pictures computed at a time.
+            on_error: raise, or skip: then the result is an `Encoded`: the good pictures' vectors, which pictures
+                they are, and what is wrong with the others.
+
+        Raises:
+            BadItem: a picture cannot be decoded; the line has its index.
+        """
+        batches = list(self.image_batches(images, batch_size, on_error))
+        return self._joined(batches, on_error)
+
+    @overload
     def encode_texts(
-        self, texts: Iterable[str], batch_size: int = 64, context_length: int = CONTEXT_LENGTH
-    ) -> Vectors:
-        """Unit vectors float32 [N, width] of texts; of one longer than `context_length` pieces, its beginning.
+        self,
+        texts: Iterable[str],
+        batch_size: int = 64,
+        context_length: int | None = None,
+        on_error: Literal["raise"] = "raise",
+    ) -> Vectors: ...
+    @overload
+    def encode_texts(
+        self,
+        texts: Iterable[str],
+        batch_size: int = 64,
+        context_length: int | None = None,
+        *,
+        on_error: Literal["skip"],
+    ) -> Encoded: ...
+    def encode_texts(
+        self,
+        texts: Iterable[str],
+        batch_size: int = 64,
+        context_length: int | None = None,
+        on_error: OnError = "raise",
+    ) -> Vectors | Encoded:
+        """Unit vectors float32 [N, width] of texts; of one longer than `context_length`, its beginning.
 
-        One text alone is a list of one.
+        Args:
+            texts: strings. One text alone is a list of one.
+            batch_size: texts of `context_length` pieces that fit into a batch; of short ones, more do.
+            context_length: word pieces kept of a text, [CLS] and [SEP] included; 52, or what the tower takes. A
+                text that is cut is warned of.
+            on_error: raise, or skip what is not a string: then the result is an `Encoded`.
 
         Raises:
-            UserError: an item is not a string (its index is said), or the tower takes no texts of that length.
+            BadItem: an item is not a string; the line has its index.
+            UserError: the tower takes no texts of that length.
         """
-        batches = (vectors for vectors, _ in self.text_vectors(texts, batch_size, context_length))
-        return _stack(batches, self.width)
+        batches, cut, first = [], 0, 0
+        for encoded, tokens in self.text_batches(texts, batch_size, context_length, on_error):
+            batches.append(encoded)
+            if tokens.truncated.any():
+                first = first if cut else int(encoded.indices[tokens.truncated.argmax()])
+                cut += int(tokens.truncated.sum())
+        if cut:
+            length = self.context(context_length)
+            warnings.warn(
+                f"{cut} texts are longer than {length} word pieces and were cut (first: text {first}); "
+                "encode_long_texts reads all of them",
+                stacklevel=2,
+            )
+        return self._joined(batches, on_error)
 
-    def image_vectors(self, images: Iterable[Any], batch_size: int = 32) -> Iterator[Vectors]:
-        """The same, a batch at a time, for any number of pictures in constant memory.
+    def encode_long_texts(
+        self,
+        texts: Iterable[str],
+        batch_size: int = 64,
+        context_length: int | None = None,
+        stride: int | None = None,
+    ) -> Vectors:
+        """Unit vectors float32 [N, width] of texts of any length, read whole.
 
-        An item may also be a function that returns one of the kinds of picture: it is called in a decoding thread.
+        A text longer than the context is read in windows that overlap; its vector is the mean of their unit
+        vectors, normalised. The last window ends with the text, so that all are of one length and count alike.
+
+        Args:
+            texts: strings. One text alone is a list of one.
+            batch_size: windows computed at a time.
+            context_length: word pieces of a window, [CLS] and [SEP] included; 52, or what the tower takes.
+            stride: pieces from the start of a window to that of the next; half a window if None.
+
+        Raises:
+            BadItem: an item is not a string; the line has its index.
+            UserError: a context length or stride that cannot be.
         """
-        numbered = enumerate(_several(images))
-        ahead = 2 * batch_size + self.workers
-        for batch in _batched(_in_threads(self._pixels, numbered, self.workers, ahead), batch_size):
-            pixels = torch.from_numpy(np.stack(batch)).to(self.device)
-            with torch.inference_mode():
-                vectors = _unit(self.model.encode_image(pixels))
-            yield vectors  # outside: the mode must not reach the caller
+        self.survive_fork()
+        length = self.context(context_length)
+        step = max(1, (length - 2) // 2) if stride is None else stride
+        if length < 3 or not 0 < step <= length - 2:
+            raise UserError(f"stride {step} of windows of {length - 2} word pieces: expected 1 to {length - 2}")
+        found = [np.empty((0, self.width), np.float32)]
+        for window in batched(enumerate(several(texts)), LONG_TEXTS):
+            list(checked((error for item in window if (error := check_text(*item))), "raise"))
+            pieces = [self.tokenizer.encode([text], None).ids[0] for _, text in window]
+            ids, lengths, owners = split_texts(pieces, length, step)
+            tokens = TokenBatch(ids, lengths, np.zeros(len(ids), dtype=np.bool_))
+            sums = np.zeros((len(pieces), self.width), np.float32)
+            np.add.at(sums, owners, self.encode_ids(tokens, batch_size * length))
+            found.append(unit(sums))
+        return np.concatenate(found)
 
-    def text_vectors(
-        self, texts: Iterable[str], batch_size: int = 64, context_length: int = CONTEXT_LENGTH
-    ) -> Iterator[tuple[Vectors, TokenBatch]]:
-        """The same, some thousands at a time, each with its tokens: `truncated` tells which texts were cut."""
-        longest = self.model.config.text.text_max_position_embeddings
-        if context_length > longest:
-            raise UserError(f"context length {context_length}: this text tower takes {longest} at most")
-        for window in _batched(_strings(_several(texts)), TEXT_WINDOW):
-            tokens = self.tokenizer.encode(window, context_length, pad_to_longest=True)
-            vectors = np.empty((len(window), self.width), dtype=np.float32)
-            order = np.argsort(tokens.lengths, kind="stable")
-            for start in range(0, len(window), batch_size):
-                rows = order[start : start + batch_size]
-                ids = torch.from_numpy(tokens.ids[rows]).to(self.device)
-                with torch.inference_mode():
-                    vectors[rows] = _unit(self.model.encode_text(ids))
-            yield vectors, tokens
+    def encode_queries(
+        self,
+        images: Sequence[ImageInput | None],
+        texts: Sequence[str | None],
+        image_weight: float = 0.5,
+    ) -> Vectors:
+        """Unit vectors float32 [N, width] of queries that are a picture and a text: "this, but in red".
 
-    def _pixels(self, numbered: tuple[int, Any]) -> Vectors:
-        index, image = numbered
-        where = f"image {index}"
-        if callable(image):
-            image = image()
-        if isinstance(image, np.ndarray):
-            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-                raise UserError(f"{where}: expected uint8 [H, W, 3], got {image.dtype} {list(image.shape)}")
-            image = load_image(Image.fromarray(image), where)
-        elif isinstance(image, (bytes, bytearray, memoryview)):
-            image = decode_image(bytes(image), where)
-        elif isinstance(image, (str, os.PathLike)):
-            image = decode_image(image)
-        elif isinstance(image, Image.Image):
-            with self._decoding:  # a picture that PIL has only opened may be in the list twice
-                image = load_image(image, where)
-        else:
-            raise UserError(f"{where}: expected a path, bytes, PIL picture or array, got {type(image).__name__}")
-        return normalise(resize(image, self.size))
+        The vector is `image_weight` of the picture's unit vector and the rest of the text's, normalised. None in
+        place of one of the two leaves the other's vector.
 
+        Raises:
+            UserError: other numbers of pictures than of texts, a query of neither, or a weight outside [0, 1].
+            BadItem: see `encode_images` and `encode_texts`; indices count the pictures, or texts, that are given.
+        """
+        pictures, sentences = list(images), list(texts)
+        with_image = [i for i, image in enumerate(pictures) if image is not None]
+        with_text = [i for i, text in enumerate(sentences) if text is not None]
+        vectors = self.encode_images([image for image in pictures if image is not None])
+        others = self.encode_texts([text for text in sentences if text is not None])
+        if len(pictures) != len(sentences):
+            raise UserError(f"{len(pictures)} pictures for {len(sentences)} texts: one of each a query, or None")
+        return fuse(len(pictures), (with_image, vectors), (with_text, others), image_weight)
 
-def _several(items: Iterable[T]) -> Iterable[T]:
-    """One text, path or picture alone is a list of one: its characters or bytes are never what is meant."""
-    alone = isinstance(items, (str, bytes, bytearray, os.PathLike, Image.Image))
-    return [items] if alone else items  # type: ignore[list-item]
+    def label_vectors(self, labels: Sequence[str], templates: Sequence[Template] | None = None) -> Vectors:
+        """Unit vectors float32 [C, width] of labels: each the mean of its sentences' unit vectors, normalised.
 
+        `templates` are sentences with {} in the label's place, or functions of the label; None is the label alone.
 
-def _strings(texts: Iterable[str]) -> Iterator[str]:
-    for index, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise UserError(f"text {index}: expected a string, got {type(text).__name__}")
-        yield text
+        Raises:
+            UserError: no labels, or a template without {}.
+        """
+        count, sentences = label_sentences(labels, templates)
+        sums = np.zeros((len(labels), self.width), np.float32)
+        done = 0
+        for vectors, _ in self.text_vectors(sentences):
+            np.add.at(sums, np.arange(done, done + len(vectors)) // count, vectors)
+            done += len(vectors)
+        return unit(sums)
 
+    def classify(
+        self,
+        images: Iterable[ImageInput] | Vectors,
+        labels: Sequence[str],
+        templates: Sequence[Template] | None = None,
+    ) -> Classification:
+        """How likely each label is for each picture, zero-shot.
 
-def _unit(features: torch.Tensor) -> Vectors:
-    return F.normalize(features.float(), dim=-1).cpu().numpy()
+        Args:
+            images: pictures as in `encode_images`, or their float32 [N, width] vectors.
+            labels: C names of classes.
+            templates: as in `label_vectors`.
 
+        Raises:
+            BadItem: see `encode_images`.
+            UserError: see `label_vectors`.
+        """
+        known = isinstance(images, np.ndarray) and images.dtype == np.float32 and images.ndim == 2
+        classes = self.label_vectors(labels, templates)
+        vectors: Any = images if known else self.encode_images(images)
+        return classify(vectors, classes, list(labels), self.backend.logit_scale)
 
-def _stack(batches: Iterable[Vectors], width: int) -> Vectors:
-    return np.concatenate([np.empty((0, width), np.float32), *batches])
-
-
-def _batched(items: Iterator[T], size: int) -> Iterator[list[T]]:
-    while batch := list(itertools.islice(items, size)):
-        yield batch
-
-
-def _in_threads(function: Callable[[T], R], items: Iterable[T], workers: int, ahead: int) -> Iterator[R]:
-    """`map` in threads, in order, never more than `ahead` items in front of the consumer."""
-    with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
-        pending: deque[Future[R]] = deque()
-        try:
-            for item in items:
-                pending.append(pool.submit(function, item))
-                if len(pending) >= ahead:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        finally:
-            for future in pending:
-                future.cancel()
+    def _joined(self, batches: list[Encoded], on_error: OnError) -> Vectors | Encoded:
+        vectors = np.concatenate([np.empty((0, self.width), np.float32), *(b.vectors for b in batches)])
+        if on_error == "raise":
+            return vectors
+        indices = np.concatenate([np.empty(0, np.int64), *(b.indices for b in batches)])
+        return Encoded(vectors, indices, [error for b in batches for error in b.errors])

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from cn_clip.errors import UserError
+from cn_clip.resample import bicubic_planes, worth_it
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,7 +32,9 @@ _MEAN = np.array(MEAN, dtype=np.float32)[:, None, None]
 _STD = np.array(STD, dtype=np.float32)[:, None, None]
 
 
-def decode_image(data: bytes | str | os.PathLike[str], where: str | None = None) -> Image.Image:
+def decode_image(
+    data: bytes | str | os.PathLike[str], where: str | None = None, at_least: int | None = None
+) -> Image.Image:
     """Decode a whole picture (an animation's first frame) from bytes or a file.
 
     A 16-bit grey picture is scaled to 8 bits, where the reference's conversion would turn it white.
@@ -39,6 +42,8 @@ def decode_image(data: bytes | str | os.PathLike[str], where: str | None = None)
     Args:
         data: an encoded picture, or a path.
         where: how an error names the picture ("imgs.tsv:12: image 345"); the path if None.
+        at_least: decode a JPEG at the smallest of 1/8, 1/4, 1/2 and 1 of its size that has as many pixels
+            each way: two to three times as fast, and not quite the same picture. Other formats are decoded whole.
 
     Raises:
         UserError: empty, truncated, not a picture, or over `MAX_PIXELS`.
@@ -47,7 +52,10 @@ def decode_image(data: bytes | str | os.PathLike[str], where: str | None = None)
         where, source = where or "image", io.BytesIO(data)
     else:
         where, source = where or str(data), io.BytesIO(_read(data, where or str(data)))
-    return load_image(open_image(source, where), where)
+    image = open_image(source, where)
+    if at_least:
+        image.draft(None, (at_least, at_least))
+    return load_image(image, where)
 
 
 def open_image(source: io.BytesIO, where: str) -> Image.Image:
@@ -100,10 +108,28 @@ def _read(path: str | os.PathLike[str], where: str) -> bytes:
         raise UserError(f"{where}: cannot read the image: {error.strerror}") from None
 
 
-def resize(image: Image.Image, size: int) -> npt.NDArray[np.uint8]:
-    """A picture of any mode -> uint8 [size, size, 3]."""
+def resize(image: Image.Image, size: int, fast: bool = False) -> npt.NDArray[np.uint8]:
+    """A picture of any mode -> uint8 [size, size, 3], as Pillow's bicubic filter has it, bit for bit.
+
+    With `fast`, an RGB picture is resized by torch's kernel for 8 bits: six times as fast, and a few in a thousand
+    values differ by 1, rarely by 2.
+    """
+    if fast and image.mode == "RGB":
+        return _torch_resize(np.array(image), size)
+    if worth_it(image, size):
+        return np.moveaxis(bicubic_planes(image, size), 0, -1)
     image = image.resize((size, size), Image.Resampling.BICUBIC).convert("RGB")
     return np.asarray(image)
+
+
+def _torch_resize(pixels: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
+    """uint8 [H, W, 3] -> [size, size, 3]; the kernel runs in the calling thread alone."""
+    import torch
+    from torch.nn.functional import interpolate
+
+    image = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)
+    small = interpolate(image, (size, size), mode="bicubic", antialias=True)
+    return small[0].permute(1, 2, 0).numpy()
 
 
 def normalise(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:

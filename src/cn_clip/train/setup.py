@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from cn_clip.data.loader import PairDataset, TrainLoader, ValidationData
+from cn_clip.devices import usable_device
 from cn_clip.errors import UserError
 from cn_clip.models.clip import CLIP
 from cn_clip.towers import load_towers
@@ -43,7 +44,7 @@ def set_up(config: TrainConfig, log: RunLog) -> Run:
     Raises:
         UserError: wrong data, architecture, weights or options.
     """
-    precision = Precision(config.precision, choose_device(config.device))
+    precision = Precision(config.precision, usable_device(config.device))
     data = build_data(config, precision.device)
     validator = build_validator(config, precision)
     for split, reader in (("train", data.dataset.reader), ("val", validator.data.reader if validator else None)):
@@ -87,17 +88,6 @@ def set_up(config: TrainConfig, log: RunLog) -> Run:
     )
     state = RunState(config, model, optimizer, precision, steps_per_epoch, log)
     return Run(data, task, optimizer, precision, state, validator, steps_per_epoch, max_steps, max_epochs)
-
-
-def choose_device(name: str) -> torch.device:
-    """`auto`: the GPU if there is one.
-
-    Raises:
-        UserError: no GPU where one is asked for.
-    """
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: PyTorch finds no GPU here; use --device cpu")
-    return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
 
 
 def build_data(config: TrainConfig, device: torch.device) -> TrainLoader:
