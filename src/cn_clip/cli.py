@@ -28,7 +28,9 @@ VERBS: dict[str, Verb] = {
     "data build-lmdb": Verb("cn_clip.data.build_lmdb:build_lmdb", "TSV images and JSONL texts -> LMDB"),
     "data check": Verb("cn_clip.data.check:check", "report every problem of a dataset, with file and line"),
     "data stats": Verb("cn_clip.data.stats:stats", "counts, lengths, sizes and repetitions of a dataset; a page"),
-    "data dedup": Verb("cn_clip.dedup:dedup", "copies of pictures within and across splits; a dataset without them"),
+    "data dedup": Verb(
+        "cn_clip.dedup:dedup", "copies of pictures within and across splits; a dataset without them"
+    ),
     "data invert": Verb("cn_clip.data.formats:invert", "text -> images annotations to image -> texts"),
     "data sample": Verb("cn_clip.data.emoji_cn:sample", "write the sample dataset emoji_cn"),
     "data build-sample": Verb("cn_clip.data.emoji_cn:build", "build emoji_cn afresh from its npm packages"),
