@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from cn_clip.data.formats import LineError, decode_base64, parse_image, read_lines
+from cn_clip.data.formats import IdType, LineError, decode_base64, parse_image, parse_text, read_lines
 from cn_clip.errors import UserError
 from cn_clip.parallel import map_in_threads
 from cn_clip.progress import progress
@@ -89,6 +89,23 @@ def fetch(tsv: Path, image_ids: Collection[str]) -> dict[str, bytes]:
             wanted.remove(key)
             if not wanted:
                 break
+    return found
+
+
+def captions(jsonl: Path, image_ids: Collection[str], most: int) -> dict[str, list[str]]:
+    """Up to `most` texts of each of some pictures, by id, in the order of the file; broken lines are left out."""
+    found: dict[str, list[str]] = {image_id: [] for image_id in image_ids}
+    if not found or not jsonl.is_file():
+        return found
+    ids = IdType()
+    for number, line in read_lines(jsonl):
+        try:
+            text = parse_text(line, f"{jsonl}:{number}", ids)
+        except LineError:
+            continue
+        for image_id in map(str, text.image_ids):
+            if image_id in found and len(found[image_id]) < most:
+                found[image_id].append(text.text)
     return found
 
 
