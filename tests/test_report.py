@@ -3,34 +3,12 @@
 from __future__ import annotations
 
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 
 from cn_clip.report import Query, write_report
+from html_balance import Balance
 
 PICTURE = "data:image/webp;base64,AAAA"
-
-
-class _Balance(HTMLParser):
-    """Fails on a tag that closes another than the one that is open."""
-
-    VOID = ("meta", "img")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.seen: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.seen.append(tag)
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.seen.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
 
 
 def _page(path: Path, **changes: object) -> str:
@@ -47,7 +25,7 @@ def _page(path: Path, **changes: object) -> str:
 
 def test_page_is_whole_and_self_contained(tmp_path: Path) -> None:
     page = _page(tmp_path / "report.html")
-    checker = _Balance()
+    checker = Balance()
     checker.feed(page)
     assert checker.open == []
     assert not re.search(r'(src|href)="(?!data:)', page)

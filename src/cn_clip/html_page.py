@@ -24,9 +24,12 @@ th:first-child,td:first-child{text-align:left}tr+tr td{border-top:1px solid #e6e
 img{width:64px;height:64px}svg{max-width:100%;height:auto}figure{margin:1rem 0}
 """
 GALLERY_STYLE = """
-.wide{overflow-x:auto}figcaption,small{color:#68758a;font-size:.85rem}
-.charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,19rem),1fr));gap:0 1.5rem}
-.charts figure{margin:.7rem 0}.pictures{display:flex;flex-wrap:wrap;gap:.8rem;align-items:flex-start}
+.wide{overflow-x:auto}.wide td,.wide th{white-space:nowrap}
+.wide td:first-child{white-space:normal;min-width:9.5rem}
+figcaption,small{color:#68758a;font-size:.85rem}
+.charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,17rem),1fr));gap:0 1.5rem}
+.charts figure{margin:.7rem 0}.charts svg{width:100%}
+.pictures{display:flex;flex-wrap:wrap;gap:.8rem;align-items:flex-start}
 .picture{width:6.5rem;margin:0;font-size:.8rem;line-height:1.35;overflow-wrap:anywhere}
 .picture img{display:block;width:6.5rem;height:6.5rem;object-fit:contain;border-radius:8px;
 box-shadow:inset 0 0 0 1px #dde2ea;background:#f7f8fb}

@@ -109,14 +109,17 @@ def _split(
     chosen: Mapping[str, Sequence[str]],
     cards: Mapping[str, Callable[[str], str]],
 ) -> list[str]:
-    sections = [heading(split), '<div class="charts">', *_charts(its, texts, numbers), "</div>"]
+    charts = dict(_charts(its, numbers))
+    drawn = [histogram(name, bars) for name, bars in charts.items() if len(bars) > 1]
+    sections = [heading(split), f'<div class="charts">{"".join(drawn)}</div>']
     kinds = {"Formats 格式": "formats", "Modes 像素模式": "modes", "Unusual 特殊": "unusual"}
+    same = [f"{name}: {bars[0][0]}" for name, bars in charts.items() if len(bars) == 1]
     shown = [
         f"{label}: " + ", ".join(f"{k} {n:,}" for k, n in numbers[key].items())
         for label, key in kinds.items()
         if numbers[key]
     ]
-    sections += [paragraph("; ".join(shown))] if shown else []
+    sections += [paragraph("; ".join(same + shown))] if same + shown else []
     if numbers["problems"]:
         sections += [heading("Unreadable 无法读取", 3)]
         sections.append(
@@ -143,7 +146,8 @@ def _split(
     return sections
 
 
-def _charts(its: PictureStats, texts: TextStats, numbers: Mapping[str, Any]) -> Iterable[str]:
+def _charts(its: PictureStats, numbers: Mapping[str, Any]) -> Iterable[tuple[str, list[tuple[str, int]]]]:
+    """Name -> bars; a single bar where all values are the same."""
     width, height, size = (np.array(column, dtype=np.float64) for column in (its.width, its.height, its.size))
     charts = {
         "texts an image 每图文本数": _counted(numbers["texts_per_image"]),
@@ -156,7 +160,7 @@ def _charts(its: PictureStats, texts: TextStats, numbers: Mapping[str, Any]) -> 
     }
     for name, (values, times) in charts.items():
         if len(values):
-            yield histogram(name, bars(values, times))
+            yield name, bars(values, times)
 
 
 def _counted(numbers: Mapping[str, Any]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
@@ -185,7 +189,7 @@ def bars(values: np.ndarray[Any, Any], times: np.ndarray[Any, Any], most: int = 
     first, last = int(np.floor(low / step)), int(np.floor(cut / step))
     places = np.floor(values / step).astype(np.int64).clip(first, last + 1) - first
     counts = np.bincount(places, weights=times, minlength=last - first + 1).astype(np.int64).tolist()
-    labels = [f"{(first + i) * step:g}" for i in range(len(counts))]
+    labels = [f"{round((first + i) * step, 9):.12g}" for i in range(len(counts))]
     if len(counts) > last - first + 1:
         labels[-1] += "+"
     return list(zip(labels, counts, strict=True))
