@@ -166,6 +166,38 @@ def test_a_model_does_not_depend_on_its_file_any_more(tmp_path: Path) -> None:
     assert_same_weights(load_from_name(str(path), "cpu")[0], tiny_model().state_dict())
 
 
+CUT_OFF = """
+import sys
+from cn_clip.clip import load_from_name
+model, _ = load_from_name(sys.argv[1], "cpu")
+open(sys.argv[1], "wb").close()  # as any program does that saves over a file
+print(float(sum(p.detach().double().abs().sum() for p in model.parameters())))
+"""
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_a_file_that_loses_its_content_takes_no_weights_along(
+    suffix: str, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    model, path = tiny_model(), tmp_path / f"w{suffix}"
+    write_weights(path, model.state_dict(), model.config, dtype)
+    done = subprocess.run([sys.executable, "-c", CUT_OFF, path], capture_output=True, text=True)
+    assert done.returncode == 0, done
+    expected = sum(float(p.detach().to(dtype).double().abs().sum()) for p in model.parameters() if p.ndim)
+    assert float(done.stdout) == pytest.approx(expected + float(model.logit_scale.abs()))
+
+
+def test_loading_leaves_the_number_of_threads(tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(before + 1)
+    try:
+        load_from_name(str(save_ours(tiny_model(), tmp_path / "w.pt")), "cpu")
+        assert torch.get_num_threads() == before + 1
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_eval_mode_gives_the_same_vectors_twice(tmp_path: Path) -> None:
     loaded, _ = load_from_name(str(save_ours(tiny_model(), tmp_path / "ours.pt")), "cpu")
     ids = tokenize(TEXTS)

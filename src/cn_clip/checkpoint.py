@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -164,11 +165,23 @@ def load_weights(model: CLIP, weights: dict[str, Tensor], where: str, dtype: tor
     # Meta tensors cannot be copied into; real ones (maybe already in an optimizer) must be.
     assign = any(tensor.is_meta for tensor in own.values())
     # A copy, not the mapped file: who saves over the file would pull it away from under the model.
-    converted = {
-        key: value.to((dtype or own[key].dtype) if value.is_floating_point() else value.dtype, copy=assign)
-        for key, value in weights.items()
-    }
-    model.load_state_dict(converted, assign=assign)
+    with _one_thread():
+        converted = {
+            key: value.to((dtype or own[key].dtype) if value.is_floating_point() else value.dtype, copy=assign)
+            for key, value in weights.items()
+        }
+        model.load_state_dict(converted, assign=assign)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """For copies of hundreds of tensors: threads that meet after each of them wait longer than they copy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def resize_positions(weights: dict[str, Tensor], model: CLIP) -> dict[str, Tensor]:
