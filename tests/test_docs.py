@@ -25,6 +25,10 @@ RUN = [
     ROOT / "docs" / "datasets.md",
     ROOT / "docs" / "migrating.md",
     ROOT / "docs" / "import.md",
+    ROOT / "docs" / "data-quality.md",
+    ROOT / "docs" / "encoder.md",
+    ROOT / "docs" / "emoji-tiny.md",
+    ROOT / "docs" / "weights.md",
 ]
 REFERENCE_ONLY = re.compile(r"<!-- flags of the reference that are not here: (.*?) -->")
 
@@ -433,6 +437,11 @@ def test_import_page_runs(workplace: Path) -> None:
     report = (workplace / "datasets" / "pets" / "import_report.jsonl").read_text("utf-8").splitlines()
     assert json.loads(report[0]) == json.loads(promised[1].splitlines()[0])
     assert (workplace / "datasets" / "pets" / "lmdb" / "train" / "pairs").exists()
+
+
+@pytest.mark.parametrize("name", ["data-quality.md", "encoder.md", "emoji-tiny.md", "weights.md"])
+def test_page_runs(workplace: Path, name: str) -> None:
+    run_page(ROOT / "docs" / name, workplace)
 
 
 def test_migrating_page_runs(workplace: Path) -> None:
