@@ -32,7 +32,7 @@ from cn_clip.parallel import threads_or_default
 from cn_clip.progress import progress
 
 THRESHOLDS = {"phash": 6.0, "embedding": 0.97}
-COLOUR = 16
+COLOUR = 24
 _ROWS, _COLUMNS = 1024, 8192  # of a block of products
 
 
