@@ -213,7 +213,7 @@ def test_another_precision_where_asked_for(precision: str, dtype: torch.dtype, t
     path = str(save_ours(tiny_model(), tmp_path / "ours.pt"))
     loaded, _ = load_from_name(path, "cpu", precision=precision)
     assert {p.dtype for p in loaded.parameters()} == {dtype}
-    with pytest.raises(UserError, match="no precision int4; choose one of fp32, bf16, fp16"):
+    with pytest.raises(UserError, match="no precision int4; choose one of auto, fp32, bf16, fp16"):
         load_from_name(path, "cpu", precision="int4")
 
 

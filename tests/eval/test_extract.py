@@ -309,7 +309,7 @@ def test_every_wrong_flag_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixt
         (
             both,
             {"--resume": f"{tmp_path}/none.pt"},
-            f"no model or file {tmp_path}/none.pt; published models: ViT-B-16",
+            f"no model or file {tmp_path}/none.pt; named models: ViT-B-16",
         ),
         (both, {"--resume": str(texts)}, f"{texts}: not a checkpoint"),
         (both, {"--image-data": None}, "--image-data is missing: the LMDB folder of images"),
