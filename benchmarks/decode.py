@@ -3,9 +3,8 @@
     python benchmarks/decode.py [--images 32] [--rounds 9]
 
 From the bytes of a file to normalised pixels of 224×224. Each peer runs in one thread of its own process, in
-turns; what counts is CPU time. `--grain` is noise that makes the files as large as photographs' are: 2 gives the rates of
-decoding that the photographs of the first measurement had. What the fast way costs in recall:
-benchmarks/approximations.py.
+turns; what counts is CPU time. `--grain` is noise that makes the files as large as photographs' are. What the fast
+way costs in recall: benchmarks/approximations.py.
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
     python benchmarks/encode.py [--rounds 5] [--kinds image text]
 
 Texts: the names of emoji_cn, from strings to vectors; batches of 64 in the reference, in ours as many as fit into
-the room of 64 texts of full length. Images: batches of 16 of random pixels, the model alone. The reference runs as it
-is (float32), and under bfloat16 autocast for a second comparison. All have the same weights: the lowest cosine with
-the reference's float32 vectors ends a line.
+the room of 64 texts of full length. Images: batches of 16 of random pixels, the model alone. The reference runs as
+it is (float32), and under bfloat16 autocast for a second comparison. All have the same weights: the lowest cosine
+with the reference's float32 vectors ends a line.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
     python benchmarks/long_texts.py [--model emoji-tiny] [--context 8 12 16]
 
-A query is an emoji's name and all its keywords, joined: up to some 60 word pieces, half of them over 17. Its right
-answers are the emoji's drawings. With a context too short for them, the query is cut, or read in windows, overlapping
-by half or not at all; with one that is long enough, it is read at once.
+A query is all keywords of an emoji, joined (not its name): up to 60 word pieces, half of them over 15. Its right
+answers are the emoji's drawings. With a context too short for them, the query is cut, or read in windows,
+overlapping by half or not at all; with one that is long enough, it is read at once.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from cn_clip.eval.recall import retrieval_recall
 
 
 def long_texts(split: str) -> list[str]:
-    """In the order of the split's names, the name and the keywords of each."""
+    """In the order of the split's names, the keywords of each; the name, if there are none."""
     with open(dataset_dir() / "emoji.jsonl", encoding="utf-8") as file:
         emoji = {row["name"]: row for row in map(json.loads, file)}
     names = [text.text for text in read_texts(dataset_dir() / f"{split}_texts.jsonl")]
-    return ["、".join(dict.fromkeys([name, *emoji[name]["keywords"]])) for name in names]
+    return ["、".join(emoji[name]["keywords"]) or name for name in names]
 
 
 def main() -> None:

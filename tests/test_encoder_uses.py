@@ -47,7 +47,7 @@ def test_classify_against_a_loop(encoder: Encoder, templates: list | None) -> No
     found = encoder.classify(images, LABELS, templates)
     assert found.probabilities.dtype == np.float32
     assert found.probabilities.shape == (6, 3)
-    scale = float(encoder.model.logit_scale.exp())
+    scale = float(encoder.model.logit_scale.detach().exp())
     classes = []
     for label in LABELS:
         sentences = [t.replace("{}", label) if isinstance(t, str) else t(label) for t in templates or ["{}"]]

@@ -22,7 +22,7 @@ from cn_clip.batching import batched, split_texts
 from cn_clip.errors import UserError
 from cn_clip.inputs import Encoded, ImageInput, Vectors, check_text, several
 from cn_clip.models.clip import CLIP
-from cn_clip.scores import Classification, Template, classify, fuse, label_sentences, unit
+from cn_clip.scores import Classification, Template, classify, fuse, label_sentences, similarity, unit
 from cn_clip.streams import OnError, Streams, checked
 from cn_clip.tokenizer import TokenBatch
 
@@ -70,6 +70,8 @@ class Encoder(Streams):
         """
         loaded = load_backend(backend, name_or_path, device, precision, download_root=download_root, **names)
         return cls(loaded, workers=workers, fast_decode=fast_decode)
+
+    similarity = staticmethod(similarity)
 
     @property
     def model(self) -> CLIP:
