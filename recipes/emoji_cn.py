@@ -99,3 +99,8 @@ def new_artist() -> TrainConfig:
         valid_step_interval=30,
         context_length=24,
     )
+
+
+def new_artist_again() -> TrainConfig:
+    """The same run, going on from its own latest checkpoint."""
+    return replace(new_artist(), resume=None, reset_data_offset=False, reset_optimizer=False)

@@ -41,10 +41,9 @@ def quickstart(out: Path = Path("quickstart"), tiny: bool = False) -> int:
     data, logs = out / "emoji_cn", out / "logs"
     name = "tiny" if tiny else "new_artist"
     checkpoint = logs / name / "checkpoints" / "epoch_latest.pt"
-    train = f"train --recipe {RECIPE}:new_artist --train-data {data}/lmdb/newartist --val-data {data}/lmdb/newboth"
+    recipe = "new_artist_again" if checkpoint.is_file() else "new_artist"
+    train = f"train --recipe {RECIPE}:{recipe} --train-data {data}/lmdb/newartist --val-data {data}/lmdb/newboth"
     train += f" --logs {logs} --name {name}"
-    if checkpoint.is_file():  # go on from there, or see that nothing is left to do
-        train += f" --resume {checkpoint}"
     if tiny:
         train += " --max-steps 4 --warmup 1 --batch-size 64"
     steps = [

@@ -81,7 +81,11 @@ def test_a_file_that_is_not_python(tmp_path: Path) -> None:
         load_recipe(str(tmp_path / "recipe.txt"))
 
 
-@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.py")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [p for p in sorted(RECIPES.glob("*.py")) if "-> TrainConfig" in p.read_text("utf-8")],
+    ids=lambda path: path.stem,
+)
 def test_the_projects_recipes_are_valid(path: Path) -> None:
     resolved = resolve(load_recipe(str(path)))
     assert resolved.vision_model in str(resolved)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -26,9 +27,12 @@ def mix(states: Sequence[Weights], factors: Sequence[float]) -> Weights:
     if len(present) == 1 and present[0][1] == 1:
         return dict(present[0][0])
     first = max(present, key=lambda pair: pair[1])[0]
+    mean = math.isclose(sum(factors), 1, abs_tol=1e-12)
     mixed = {}
     for name, tensor in first.items():
-        if not tensor.is_floating_point():
+        others = [state[name] for state, _ in present]
+        same = mean and all(other.dtype == tensor.dtype and torch.equal(other, tensor) for other in others)
+        if same or not tensor.is_floating_point():  # what all have stays: a sum of shares would round
             mixed[name] = tensor
             continue
         dtype = tensor.dtype
