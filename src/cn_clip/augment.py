@@ -107,30 +107,22 @@ class LightAugment:
     def _move(self, images: Tensor, u: Tensor) -> Tensor:
         """A random crop, rotated about its centre and perhaps mirrored, by bilinear sampling."""
         area = self.scale[0] + (self.scale[1] - self.scale[0]) * u[:, 0]
-        aspect = torch.exp(_symmetric(u[:, 1]) * math.log(self.ratio))
+        aspect = torch.exp(symmetric(u[:, 1]) * math.log(self.ratio))
         width, height = (area * aspect).sqrt().clamp(max=1), (area / aspect).sqrt().clamp(max=1)
-        angle = _symmetric(u[:, 2]) * math.radians(self.degrees)
+        angle = symmetric(u[:, 2]) * math.radians(self.degrees)
         mirror = torch.where(u[:, 3] < self.flip, -1.0, 1.0)
-        x, y = _symmetric(u[:, 4]) * (1 - width), _symmetric(u[:, 5]) * (1 - height)
+        x, y = symmetric(u[:, 4]) * (1 - width), symmetric(u[:, 5]) * (1 - height)
         cos, sin = angle.cos(), angle.sin()
         rows = [mirror * width * cos, -height * sin, x, mirror * width * sin, height * cos, y]
         grid = F.affine_grid(torch.stack(rows, 1).reshape(-1, 2, 3), list(images.shape), align_corners=False)
         return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
     def _recolour(self, images: Tensor, u: Tensor) -> Tensor:
-        """Saturation and hue are one 3×3 matrix a picture; contrast and brightness scale and shift it."""
-        n = len(images)
-        saturation = 1 + _symmetric(u[:, 0]) * self.saturation
-        saturation = torch.where(u[:, 1] < self.grey, 0.0, saturation)[:, None, None]
-        grey = _GREY.expand(3, 3)
-        colour = saturation * torch.eye(3) + (1 - saturation) * grey
-        colour = colour @ _hue_rotation(_symmetric(u[:, 2]) * self.hue * 2 * math.pi)
-        contrast = (1 + _symmetric(u[:, 3]) * self.contrast)[:, None, None]
-        brightness = (1 + _symmetric(u[:, 4]) * self.brightness)[:, None, None]
-        flat = images.reshape(n, 3, -1)
-        middle = (_GREY @ flat.mean(dim=2, keepdim=True)).reshape(n, 1, 1)
-        flat = torch.baddbmm(brightness * (1 - contrast) * middle, brightness * contrast * colour, flat)
-        return flat.clamp_(0, 1).reshape(images.shape)
+        saturation = torch.where(u[:, 1] < self.grey, 0.0, 1 + symmetric(u[:, 0]) * self.saturation)
+        turn = symmetric(u[:, 2]) * self.hue * 2 * math.pi
+        contrast = 1 + symmetric(u[:, 3]) * self.contrast
+        brightness = 1 + symmetric(u[:, 4]) * self.brightness
+        return recoloured(images, saturation, turn, contrast, brightness).clamp_(0, 1)
 
 
 def flip(pixels: npt.NDArray[np.uint8], seeds: list[int]) -> npt.NDArray[np.uint8]:
@@ -139,7 +131,22 @@ def flip(pixels: npt.NDArray[np.uint8], seeds: list[int]) -> npt.NDArray[np.uint
     return np.where(mirrored[:, None, None, None], pixels[:, :, ::-1], pixels)
 
 
-def _symmetric(u: Tensor) -> Tensor:
+def recoloured(images: Tensor, saturation: Tensor, turn: Tensor, contrast: Tensor, brightness: Tensor) -> Tensor:
+    """Pictures [N, 3, H, W] in other colours, not clamped; of each picture the factors, and the hue's radians: [N].
+
+    Saturation and hue are one 3×3 matrix a picture; contrast and brightness scale and shift it.
+    """
+    n = len(images)
+    saturation, contrast, brightness = (x[:, None, None] for x in (saturation, contrast, brightness))
+    colour = saturation * torch.eye(3) + (1 - saturation) * _GREY.expand(3, 3)
+    colour = colour @ _hue_rotation(turn)
+    flat = images.reshape(n, 3, -1)
+    middle = (_GREY @ flat.mean(dim=2, keepdim=True)).reshape(n, 1, 1)
+    flat = torch.baddbmm(brightness * (1 - contrast) * middle, brightness * contrast * colour, flat)
+    return flat.reshape(images.shape)
+
+
+def symmetric(u: Tensor) -> Tensor:
     """Uniform on [0, 1) -> uniform on [-1, 1)."""
     return 2 * u - 1
 

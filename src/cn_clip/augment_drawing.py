@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cn_clip.augment import _GREY, _hue_rotation, _symmetric
+from cn_clip.augment import recoloured, symmetric
 from cn_clip.transform import MEAN, STD
 
 _DRAWS = 48  # uniform numbers a picture may use
@@ -67,13 +67,13 @@ class DrawingAugment:
 
     def _move(self, images: Tensor, u: Tensor, field: Tensor) -> Tensor:
         """Zoom, stretch, turn, lean, shift, mirror and bend, by one bilinear sampling."""
-        area = torch.exp(_symmetric(u[:, 0]) * self.zoom)
-        aspect = torch.exp(_symmetric(u[:, 1]) * self.stretch)
+        area = torch.exp(symmetric(u[:, 0]) * self.zoom)
+        aspect = torch.exp(symmetric(u[:, 1]) * self.stretch)
         width, height = (area * aspect).sqrt(), (area / aspect).sqrt()
-        angle = torch.where(u[:, 2] < 0.5, _symmetric(u[:, 3]) * math.radians(self.degrees), 0.0)
-        lean = _symmetric(u[:, 4]) * 0.15
+        angle = torch.where(u[:, 2] < 0.5, symmetric(u[:, 3]) * math.radians(self.degrees), 0.0)
+        lean = symmetric(u[:, 4]) * 0.15
         mirror = torch.where(u[:, 5] < 0.5, -1.0, 1.0)
-        x, y = _symmetric(u[:, 6]) * 0.12, _symmetric(u[:, 7]) * 0.12
+        x, y = symmetric(u[:, 6]) * 0.12, symmetric(u[:, 7]) * 0.12
         cos, sin = angle.cos(), angle.sin()
         rows = [mirror * width * cos, lean - height * sin, x, mirror * width * sin, height * cos, y]
         grid = F.affine_grid(torch.stack(rows, 1).reshape(-1, 2, 3), list(images.shape), align_corners=False)
@@ -149,18 +149,11 @@ def _new_ground(images: Tensor, u: Tensor, blotches: Tensor) -> Tensor:
 
 def _recolour(images: Tensor, u: Tensor) -> Tensor:
     """Saturation (down to grey), hue (any, for some), contrast, brightness and gamma."""
-    n = len(images)
-    saturation = torch.where(u[:, 0] < 0.15, 0.0, 1 + _symmetric(u[:, 1]) * 0.7)[:, None, None]
-    colour = saturation * torch.eye(3) + (1 - saturation) * _GREY.expand(3, 3)
-    turn = _symmetric(u[:, 2]) * math.pi * torch.where(u[:, 3] < 0.3, 1.0, 0.15)
-    colour = colour @ _hue_rotation(turn)
-    contrast = (1 + _symmetric(u[:, 4]) * 0.45)[:, None, None]
-    brightness = (1 + _symmetric(u[:, 5]) * 0.35)[:, None, None]
-    flat = images.reshape(n, 3, -1)
-    middle = (_GREY @ flat.mean(dim=2, keepdim=True)).reshape(n, 1, 1)
-    flat = torch.baddbmm(brightness * (1 - contrast) * middle, brightness * contrast * colour, flat)
-    gamma = torch.exp(_symmetric(u[:, 6]) * 0.4)[:, None, None]
-    return flat.clamp_(1e-4, 1).pow(gamma).reshape(images.shape)
+    saturation = torch.where(u[:, 0] < 0.15, 0.0, 1 + symmetric(u[:, 1]) * 0.7)
+    turn = symmetric(u[:, 2]) * math.pi * torch.where(u[:, 3] < 0.3, 1.0, 0.15)
+    contrast, brightness = 1 + symmetric(u[:, 4]) * 0.45, 1 + symmetric(u[:, 5]) * 0.35
+    gamma = torch.exp(symmetric(u[:, 6]) * 0.4)[:, None, None, None]
+    return recoloured(images, saturation, turn, contrast, brightness).clamp_(1e-4, 1).pow(gamma)
 
 
 def _outline(images: Tensor, u: Tensor) -> Tensor:
