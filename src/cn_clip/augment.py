@@ -132,7 +132,7 @@ def flip(pixels: npt.NDArray[np.uint8], seeds: list[int]) -> npt.NDArray[np.uint
 
 
 def recoloured(images: Tensor, saturation: Tensor, turn: Tensor, contrast: Tensor, brightness: Tensor) -> Tensor:
-    """Pictures [N, 3, H, W] in other colours, not clamped; of each picture the factors, and the hue's radians: [N].
+    """Pictures [N, 3, H, W] in other colours, not clamped; factors and the hue's radians are [N], one a picture.
 
     Saturation and hue are one 3×3 matrix a picture; contrast and brightness scale and shift it.
     """
